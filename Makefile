@@ -1,0 +1,49 @@
+# `make` lists the targets. Everything runs in a virtual environment that the first target used makes; it lies outside
+# the checkout and is shared by every checkout that needs the same packages (see .ci/venv.py).
+#
+#   make demo VENV=/data/venv       another place for the environment
+#   make demo PYTHON=python3.12     another Python to make it with, 3.10 to 3.12
+
+PYTHON ?= python3
+ifndef VENV
+VENV := $(shell command -v "$(PYTHON)" >/dev/null && "$(PYTHON)" .ci/venv.py path)
+endif
+ARGS ?=
+RUN := "$(VENV)/bin/python" -m
+
+# The package is not installed: the code that runs is that of this checkout.
+export PYTHONPATH := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow lint bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@echo "environment: $(VENV)"
+
+venv: ## make the virtual environment (every target below does so first)
+	@command -v "$(PYTHON)" >/dev/null || { \
+	    echo "no $(PYTHON) here: install Python 3.10, 3.11 or 3.12, or name one: make PYTHON=/path/to/python" >&2; \
+	    exit 1; }
+	@"$(PYTHON)" .ci/venv.py install "$(VENV)"
+
+demo: venv ## the whole method on phantoms, into demo/: under ten minutes on two CPU cores
+	$(RUN) apt_monai demo demo $(ARGS)
+
+test: venv ## the test suite, with the examples in the docstrings
+	$(RUN) pytest $(ARGS)
+
+test-slow: venv ## the tests that take long
+	$(RUN) pytest -m slow $(ARGS)
+
+lint: venv ## style, formatting and types
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+bench: venv ## speed and memory against the published way; make bench ARGS=--full for the paper's sizes
+	$(RUN) apt_monai bench $(ARGS)
+
+clean: ## remove what the targets above made in the checkout (not the environment)
+	rm -rf demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find apt_monai tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,127 @@
+"""The contrast sets: which contrasts a dataset has, in which order, and how their files are called.
+
+Nothing else in the package knows a contrast by its position: every tensor that has a contrast axis is ordered as
+:attr:`ContrastSet.names`, and every other module asks the set.
+
+Example::
+
+    >>> BRATS.names
+    ('flair', 't1', 't1ce', 't2')
+    >>> BRATS.mask(["t1", "t2"])
+    (False, True, False, True)
+    >>> len(ADNI.subsets())
+    6
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import combinations
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One MR contrast.
+
+    Args:
+        name: the key under which dictionaries and file names carry it, such as ``"t1ce"``.
+        label: the name that people read, such as ``"T1Gd"``.
+        suffixes: the file-name suffixes (before ``.nii`` or ``.nii.gz``) that mean it.
+    """
+
+    name: str
+    label: str
+    suffixes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ContrastSet:
+    """The contrasts of one dataset, in the order of every contrast axis.
+
+    Args:
+        name: the dataset's name, ``"brats"`` or ``"adni"``.
+        contrasts: the contrasts, in order.
+        segmentation_suffixes: the file-name suffixes that mean a segmentation; empty where the dataset has none.
+    """
+
+    name: str
+    contrasts: tuple[Contrast, ...]
+    segmentation_suffixes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.contrasts)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The contrasts' names, in the order of every contrast axis."""
+        return tuple(c.name for c in self.contrasts)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names that people read, in the same order."""
+        return tuple(c.label for c in self.contrasts)
+
+    def index(self, name: str) -> int:
+        """The position of a contrast on the contrast axis.
+
+        Raises:
+            ValueError: the set has no contrast of that name.
+        """
+        self.check([name])
+        return self.names.index(name)
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise ``ValueError`` for the first name that is not a contrast of this set."""
+        for name in names:
+            if name not in self.names:
+                raise ValueError(
+                    f"unknown contrast {name!r}: the {self.name} contrasts are {', '.join(self.names)}; "
+                    "use one of these names"
+                )
+
+    def mask(self, names: Iterable[str]) -> tuple[bool, ...]:
+        """The availability mask m of the named contrasts: True where acquired."""
+        chosen = tuple(names)
+        self.check(chosen)
+        return tuple(name in chosen for name in self.names)
+
+    def subsets(self) -> list[tuple[str, ...]]:
+        """Every choice of acquired contrasts that leaves something to synthesise, the largest first.
+
+        14 for BraTS, 6 for ADNI.
+        """
+        sizes = range(len(self) - 1, 0, -1)
+        return [names for size in sizes for names in combinations(self.names, size)]
+
+
+BRATS = ContrastSet(
+    "brats",
+    (
+        Contrast("flair", "FLAIR", ("flair", "t2f")),
+        Contrast("t1", "T1", ("t1", "t1n")),
+        Contrast("t1ce", "T1Gd", ("t1ce", "t1c")),
+        Contrast("t2", "T2", ("t2", "t2w")),
+    ),
+    segmentation_suffixes=("seg",),
+)
+ADNI = ContrastSet(
+    "adni",
+    (
+        Contrast("t1", "T1", ("t1",)),
+        Contrast("t2", "T2", ("t2",)),
+        Contrast("pd", "PD", ("pd",)),
+    ),
+)
+CONTRAST_SETS = {s.name: s for s in (BRATS, ADNI)}
+
+
+def get_contrast_set(name: str) -> ContrastSet:
+    """The contrast set of a dataset, by its name in a config.
+
+    Raises:
+        ValueError: there is no dataset of that name.
+    """
+    if name not in CONTRAST_SETS:
+        raise ValueError(f"unknown dataset {name!r}: valid are {', '.join(CONTRAST_SETS)}")
+    return CONTRAST_SETS[name]

@@ -1,0 +1,92 @@
+"""From a dataset folder to slices that are ready to train on; without a folder, from the phantom, and said so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from apt_monai.contrasts import get_contrast_set
+from apt_monai.data.phantom import write_phantom_dataset
+from apt_monai.data.readers import read_studies
+from apt_monai.data.slice_cache import SliceCache, encode_slices
+from apt_monai.data.splits import load_split, save_split, split_subjects
+
+logger = logging.getLogger(__name__)
+
+Study = dict[str, str]
+
+
+def find_studies(
+    dataset_dir: str | Path | None,
+    contrasts: str,
+    phantom_dir: str | Path,
+    phantom_subjects: int,
+    phantom_spacing: float,
+    phantom_seed: int,
+    require_all: bool = True,
+) -> list[Study]:
+    """The studies of a dataset folder; without one, those of a digital phantom, which is made if need be.
+
+    Args:
+        dataset_dir: the folder of study folders, or None for the phantom.
+        contrasts: the dataset's name, ``"brats"`` or ``"adni"``.
+        phantom_dir: where phantoms are kept; each kind has a folder of its own in it.
+        phantom_subjects, phantom_spacing, phantom_seed: see :func:`apt_monai.data.phantom.write_phantom_dataset`.
+        require_all: every study must have every contrast, as training and evaluation need. Without it (inference), each
+            phantom study is given without one contrast, a different one from study to study.
+
+    Raises:
+        StudyError: see :func:`apt_monai.data.read_studies`.
+    """
+    if dataset_dir is not None:
+        return read_studies(dataset_dir, contrasts, require_all=require_all)
+    folder = Path(phantom_dir) / f"{contrasts}-{phantom_spacing:g}mm-seed{phantom_seed}"
+    logger.warning("no dataset_dir given: using a DIGITAL PHANTOM, not patients, in %s", folder)
+    made = write_phantom_dataset(folder, contrasts, phantom_subjects, phantom_seed, phantom_spacing)
+    names = {path.name for path in made}
+    studies = [study for study in read_studies(folder, contrasts, require_all=True) if study["subject"] in names]
+    if not require_all:
+        order = get_contrast_set(contrasts).names
+        for i, study in enumerate(studies):
+            left_out = order[i % len(order)]
+            logger.warning("phantom study %s: %s is left out, to be synthesised", study["subject"], left_out)
+            del study[left_out]
+    return studies
+
+
+def find_split(
+    path: str | Path,
+    studies: Sequence[Mapping[str, str]],
+    train_fraction: float,
+    validation_subjects: int,
+    test_subjects: int | None,
+    seed: int,
+) -> dict[str, list[str]]:
+    """The split in a file, or a new one, which is saved there; see :func:`apt_monai.data.split_subjects`."""
+    subjects = [study["subject"] for study in studies]
+    if Path(path).exists():
+        return load_split(path, subjects)
+    settings = {
+        "train_fraction": train_fraction,
+        "validation_subjects": validation_subjects,
+        "test_subjects": test_subjects,
+        "seed": seed,
+    }
+    split = split_subjects(subjects, train_fraction, validation_subjects, test_subjects, seed)
+    save_split(path, split, **settings)
+    return split
+
+
+def select_studies(studies: Sequence[Study], subjects: Sequence[str]) -> list[Study]:
+    """The studies of some subjects, in the studies' order."""
+    return [study for study in studies if study["subject"] in subjects]
+
+
+def prepare_slices(studies: Sequence[Mapping[str, str]], cache: SliceCache, encoder: nn.Module) -> SliceCache:
+    """Fill the cache with the studies' slices and their features, where they are not there yet; returns the cache."""
+    cache.prepare(studies)
+    encode_slices(studies, cache, encoder)
+    return cache

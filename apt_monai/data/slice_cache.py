@@ -1,0 +1,431 @@
+"""The slice cache: preprocessed slices on disk, filled once, read by memory map; and the dataset of its slices.
+
+A random slice from a ``.nii.gz`` costs the decompression of whole volumes. The cache holds, for each study, a folder
+``<subject>-<key>`` whose key changes with the study's files and with the preprocessing::
+
+    images.npy              (n, C, H, W) int16: round(v * 32767) of intensities v in [-1, 1]; -1 is kept exactly
+    regions.npy             (n, 1, H, W) uint8: 0 outside the brain, 1 brain, 2 tumour
+    slices.npy              (n,) int64: each slice's index along the last axis of the oriented volume
+    meta.json               subject, availability, intensity ranges, settings, files
+    features-<encoder>.npy  (n, C, D) float32, once :func:`encode_slices` has run
+
+A folder is made under another name and renamed when it is complete, so that any number of processes can fill one cache
+at once, and an interrupted run leaves only complete entries. Nothing is kept open: each access maps the file anew,
+which costs some 0.1 ms, is safe in forked and spawned workers, and holds no file descriptor (there may be thousands of
+studies).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from apt_monai.transforms import StudyError, StudyPreprocessing
+
+FORMAT = 1  # raise it with every change of the files, so that entries made before are not used
+SCALE = 32767  # int16 steps from 0 to 1
+
+
+def _decode(images: np.ndarray) -> Tensor:
+    """int16 steps to float32 in [-1, 1]."""
+    return torch.from_numpy(np.divide(images, SCALE, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class CachedStudy:
+    """One study's entry in the cache. Small and picklable: the slices stay on disk.
+
+    Args:
+        folder: the entry's folder.
+        subject: the study's name.
+        slices: ``(n,)`` int64, each slice's index along the last axis of the oriented volume.
+        available: ``(C,)`` bool, True = acquired.
+        intensity_range: ``(C, 2)`` float32, the raw intensities that became 0 and 1; NaN for an absent contrast.
+    """
+
+    folder: Path
+    subject: str
+    slices: np.ndarray
+    available: Tensor
+    intensity_range: Tensor
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    @property
+    def images(self) -> np.ndarray:
+        """``(n, C, H, W)`` int16 memory map, ``round(v * 32767)`` of intensities v in [-1, 1]; see :meth:`image`."""
+        return np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
+
+    @property
+    def regions(self) -> np.ndarray:
+        """``(n, 1, H, W)`` uint8 memory map: 0 = outside the brain, 1 = brain, 2 = tumour."""
+        return np.load(self.folder / "regions.npy", mmap_mode="r", allow_pickle=False)
+
+    def image(self, rows: int | slice) -> Tensor:
+        """The slices in some rows: ``(C, H, W)`` or ``(rows, C, H, W)`` float32 in [-1, 1], background exactly -1."""
+        return _decode(self.images[rows])
+
+    def features(self, encoder_fingerprint: str) -> np.ndarray | None:
+        """``(n, C, D)`` float32 memory map of an encoder's features; None where they were not written yet."""
+        path = self._features_path(encoder_fingerprint)
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+
+    def write_features(self, encoder_fingerprint: str, features: np.ndarray) -> None:
+        """Keep an encoder's features of every slice, complete or not at all.
+
+        Args:
+            encoder_fingerprint: the encoder's fingerprint: letters, digits, ``.``, ``_`` and ``-``.
+            features: ``(n, C, D)``, kept as float32.
+
+        Raises:
+            ValueError: another shape, NaN or infinite features, or a fingerprint that is no part of a file name.
+        """
+        expected = (len(self), len(self.available))
+        if features.ndim != 3 or features.shape[:2] != expected:
+            raise ValueError(f"features of {self.subject!r} have shape {features.shape}; need {expected} and D")
+        if not np.isfinite(features).all():
+            raise ValueError(f"features of {self.subject!r} are NaN or infinite; the encoder's weights are damaged")
+        path = self._features_path(encoder_fingerprint)
+        partial = self.folder / f".{path.name}.{uuid4().hex}"
+        try:
+            with partial.open("wb") as file:
+                np.save(file, np.ascontiguousarray(features, dtype=np.float32))
+            os.replace(partial, path)
+        except OSError as error:
+            raise _not_written(self.folder, error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _features_path(self, encoder_fingerprint: str) -> Path:
+        if not re.fullmatch(r"[\w.-]+", encoder_fingerprint):
+            raise ValueError(f"encoder fingerprint {encoder_fingerprint!r}: only letters, digits, '.', '_' and '-'")
+        return self.folder / f"features-{encoder_fingerprint}.npy"
+
+
+class SliceCache:
+    """The preprocessed slices of studies on disk; see the module's text for the files.
+
+    An entry belongs to the study's files (path, size, modification time), the preprocessing and
+    ``min_brain_fraction``: when one of them changes, :meth:`prepare` makes a new entry and removes the subject's old
+    one. So one cache folder serves one dataset with one preprocessing.
+
+    Args:
+        cache_dir: the cache's folder; it is made where it does not exist.
+        preprocessing: from a study's files to its slices.
+        min_brain_fraction: a slice is kept if at least this share of it is brain, in [0, 1]. The default leaves out
+            the slices with almost no brain, less than 2 % of the (padded) square: at 256², 1310 voxels.
+
+    Raises:
+        ValueError: ``min_brain_fraction`` is out of range.
+
+    Example::
+
+        >>> import nibabel as nib
+        >>> volume = np.arange(1, 97, dtype=np.int16).reshape(4, 4, 6)
+        >>> nib.save(nib.Nifti1Image(volume, np.eye(4)), "case_t1.nii.gz")
+        >>> study = {"subject": "case", "t1": "case_t1.nii.gz"}
+        >>> cache = SliceCache("cache", StudyPreprocessing("brats", size=8))
+        >>> cache.prepare([study], progress=False)
+        >>> cache.open(study).images.shape
+        (6, 4, 8, 8)
+    """
+
+    def __init__(
+        self, cache_dir: str | Path, preprocessing: StudyPreprocessing, min_brain_fraction: float = 0.02
+    ) -> None:
+        if not 0 <= min_brain_fraction <= 1:
+            raise ValueError(f"min_brain_fraction={min_brain_fraction}: must be in [0, 1]")
+        self.cache_dir = Path(cache_dir).absolute()
+        self.preprocessing = preprocessing
+        self.min_brain_fraction = min_brain_fraction
+
+    def prepare(self, studies: Sequence[Mapping[str, str]], progress: bool = True) -> None:
+        """Make the entries that are not there yet.
+
+        Raises:
+            StudyError: a study cannot be used, or has no slice with enough brain. Entries made before it are kept.
+            OSError: the cache's folder cannot be written.
+        """
+        for study in tqdm(studies, desc="slice cache", unit="study", disable=not progress):
+            folder = self._folder(study)
+            if not folder.is_dir():
+                self._fill(study, folder)
+
+    def open(self, study: Mapping[str, str]) -> CachedStudy:
+        """The entry of a study.
+
+        Raises:
+            FileNotFoundError: there is none for these files and this preprocessing.
+            StudyError: one of the study's files is missing.
+        """
+        folder = self._folder(study)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder}: study {study['subject']!r} is not in the slice cache, or its files or the preprocessing "
+                "have changed; call SliceCache.prepare first"
+            )
+        meta = json.loads((folder / "meta.json").read_text())
+        return CachedStudy(
+            folder=folder,
+            subject=meta["subject"],
+            slices=np.load(folder / "slices.npy", allow_pickle=False),
+            available=torch.tensor(meta["available"]),
+            intensity_range=torch.tensor([[np.nan, np.nan] if r is None else r for r in meta["intensity_range"]]),
+        )
+
+    def _folder(self, study: Mapping[str, str]) -> Path:
+        content = {
+            "format": FORMAT,
+            "files": _files(study),
+            "preprocessing": self.preprocessing.fingerprint,
+            "min_brain_fraction": self.min_brain_fraction,
+        }
+        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return self.cache_dir / f"{study['subject']}-{key}"
+
+    def _fill(self, study: Mapping[str, str], folder: Path) -> None:
+        files = _files(study)
+        loaded = self.preprocessing(study)
+        image, region = loaded["image"].numpy(), loaded["region"].numpy()  # C×H×W×Z, 1×H×W×Z
+        slices = np.flatnonzero((region[0] > 0).mean(axis=(0, 1)) >= self.min_brain_fraction)
+        if not len(slices):
+            raise StudyError(
+                f"study {study['subject']!r} ({next(iter(loaded['paths'].values()))}): no slice is at least "
+                f"{self.min_brain_fraction:.0%} brain; exclude the study or lower min_brain_fraction"
+            )
+        images = np.rint(image[..., slices] * SCALE).astype(np.int16)
+        ranges = loaded["intensity_range"].tolist()
+        meta = {
+            "subject": study["subject"],
+            "available": loaded["available"].tolist(),
+            "intensity_range": [
+                r if acquired else None for r, acquired in zip(ranges, loaded["available"].tolist(), strict=True)
+            ],
+            "preprocessing": self.preprocessing.settings,
+            "min_brain_fraction": self.min_brain_fraction,
+            "files": files,
+        }
+        try:
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            partial = self.cache_dir / f".{folder.name}.{uuid4().hex}"
+            partial.mkdir()
+            try:
+                np.save(partial / "images.npy", np.ascontiguousarray(np.moveaxis(images, -1, 0)))  # n×C×H×W
+                np.save(partial / "regions.npy", np.ascontiguousarray(np.moveaxis(region[..., slices], -1, 0)))
+                np.save(partial / "slices.npy", slices.astype(np.int64))
+                (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+                partial.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process made the same entry first
+                    raise
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            raise _not_written(self.cache_dir, error) from error
+        for entry in self.cache_dir.iterdir():
+            if entry.name.rpartition("-")[0] == study["subject"] and entry != folder:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _files(study: Mapping[str, str]) -> dict[str, list[str | int]]:
+    """By key: path, size in bytes and modification time in ns of a study's files."""
+    files: dict[str, list[str | int]] = {}
+    for key in sorted(set(study) - {"subject"}):
+        path = os.path.abspath(study[key])
+        if not os.path.isfile(path):
+            raise StudyError(f"{path}: no such file; correct the path or take it out of study {study['subject']!r}")
+        status = os.stat(path)
+        files[key] = [path, status.st_size, status.st_mtime_ns]
+    return files
+
+
+def _not_written(folder: Path, error: OSError) -> OSError:
+    return OSError(f"{folder}: the slice cache cannot be written ({error}); free space there or choose another folder")
+
+
+class SliceDataset(Dataset[dict[str, Any]]):
+    """The cached slices of studies, in the studies' order.
+
+    A sample is ``{"subject": str, "slice": int, "image": (C, H, W) float32 in [-1, 1], "region": (1, H, W) uint8}``
+    and, with an encoder, ``"features"``: ``(C, D)`` float32. Samples are plain tensors.
+
+    Args:
+        studies: the data list.
+        cache: the cache that was prepared for them.
+        encoder_fingerprint: the encoder whose features the samples carry; None: no features.
+        slices_per_subject: so many slices of each study, spread over its brain: one at random from each of as many
+            equal stretches, from (``seed``, subject) alone. None: every slice.
+        seed: the seed of that choice.
+
+    Raises:
+        FileNotFoundError: a study is not in the cache, or its features are not.
+        ValueError: a study has fewer slices than ``slices_per_subject``, or that is below 1.
+
+    Example::
+
+        >>> import nibabel as nib
+        >>> volume = np.arange(1, 97, dtype=np.int16).reshape(4, 4, 6)
+        >>> nib.save(nib.Nifti1Image(volume, np.eye(4)), "case_t1.nii.gz")
+        >>> studies = [{"subject": "case", "t1": "case_t1.nii.gz"}]
+        >>> cache = SliceCache("cache", StudyPreprocessing("brats", size=8))
+        >>> cache.prepare(studies, progress=False)
+        >>> dataset = SliceDataset(studies, cache, slices_per_subject=2)
+        >>> len(dataset), dataset[0]["image"].shape
+        (2, torch.Size([4, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        studies: Sequence[Mapping[str, str]],
+        cache: SliceCache,
+        encoder_fingerprint: str | None = None,
+        slices_per_subject: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if slices_per_subject is not None and slices_per_subject < 1:
+            raise ValueError(f"slices_per_subject={slices_per_subject}: must be at least 1, or None for every slice")
+        self.encoder_fingerprint = encoder_fingerprint
+        self.studies = [cache.open(study) for study in studies]
+        self.index: list[tuple[int, int]] = []  # of each sample: the study, the row in its entry
+        for i, study in enumerate(self.studies):
+            if encoder_fingerprint is not None and study.features(encoder_fingerprint) is None:
+                raise FileNotFoundError(
+                    f"{study.folder}: no features of encoder {encoder_fingerprint}; call encode_slices first"
+                )
+            rows = range(len(study)) if slices_per_subject is None else _spread(study, slices_per_subject, seed)
+            self.index.extend((i, row) for row in rows)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        i, row = self.index[index]
+        study = self.studies[i]
+        sample = {
+            "subject": study.subject,
+            "slice": int(study.slices[row]),
+            "image": study.image(row),
+            "region": torch.from_numpy(np.array(study.regions[row])),
+        }
+        if self.encoder_fingerprint is not None:
+            features = study.features(self.encoder_fingerprint)
+            if features is None:
+                raise FileNotFoundError(f"{study.folder}: the features of {self.encoder_fingerprint} were removed")
+            sample["features"] = torch.from_numpy(np.array(features[row]))
+        return sample
+
+
+class FeatureDataset(Dataset[dict[str, Any]]):
+    """The cached features of every slice of studies, without the images: what the fusion is trained on.
+
+    A sample is ``{"subject": str, "slice": int, "features": (C, D) float32}``. All features are held in memory: 8 KB a
+    slice with four contrasts and D = 512, 1.6 GB for the whole of BraTS.
+
+    Args:
+        studies: the data list.
+        cache: the cache that was prepared for them.
+        encoder_fingerprint: the encoder whose features the samples carry.
+
+    Raises:
+        FileNotFoundError: a study is not in the cache, or its features are not.
+    """
+
+    def __init__(self, studies: Sequence[Mapping[str, str]], cache: SliceCache, encoder_fingerprint: str) -> None:
+        slices = SliceDataset(studies, cache, encoder_fingerprint)
+        self.samples = [(study.subject, int(index)) for study in slices.studies for index in study.slices]
+        self.features = torch.cat([_features(study, encoder_fingerprint) for study in slices.studies])  # (slices, C, D)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        subject, slice_index = self.samples[index]
+        return {"subject": subject, "slice": slice_index, "features": self.features[index]}
+
+
+def _features(study: CachedStudy, encoder_fingerprint: str) -> Tensor:
+    features = study.features(encoder_fingerprint)
+    if features is None:
+        raise FileNotFoundError(
+            f"{study.folder}: no features of encoder {encoder_fingerprint}; call encode_slices first"
+        )
+    return torch.from_numpy(np.array(features))
+
+
+def _spread(study: CachedStudy, count: int, seed: int) -> list[int]:
+    """``count`` rows of a study, one from each of as many equal stretches, from (seed, subject) alone."""
+    if count > len(study):
+        raise ValueError(
+            f"study {study.subject!r} has {len(study)} slices in the cache, fewer than slices_per_subject={count}; "
+            "take fewer a subject or exclude the study"
+        )
+    entropy = hashlib.sha256(f"{seed}/{study.subject}".encode()).digest()
+    generator = np.random.default_rng(int.from_bytes(entropy, "big"))
+    edges = [i * len(study) // count for i in range(count + 1)]
+    return [int(generator.integers(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@torch.inference_mode()
+def encode_slices(
+    studies: Sequence[Mapping[str, str]],
+    cache: SliceCache,
+    encoder: nn.Module,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> None:
+    """Encode every cached slice once and keep the features in the cache; what is there already is skipped.
+
+    The features of an absent contrast are those of an empty slice: mask them by ``available``.
+
+    Args:
+        studies: the data list; the cache was prepared for them.
+        cache: the cache.
+        encoder: ``(b, C, H, W)`` in [-1, 1] to ``(b, C, D)``, with a ``fingerprint`` that names its weights. It runs
+            on the device of its parameters, in evaluation mode.
+        batch_size: slices at a time.
+        progress: show a bar.
+
+    Raises:
+        FileNotFoundError: a study is not in the cache.
+        ValueError: the encoder gives another shape, or NaN.
+
+    Example::
+
+        >>> class MeanEncoder(nn.Module):
+        ...     fingerprint = "mean"
+        ...     def forward(self, images):
+        ...         return images.mean(dim=-1)
+        >>> import nibabel as nib
+        >>> volume = np.arange(1, 97, dtype=np.int16).reshape(4, 4, 6)
+        >>> nib.save(nib.Nifti1Image(volume, np.eye(4)), "case_t1.nii.gz")
+        >>> studies = [{"subject": "case", "t1": "case_t1.nii.gz"}]
+        >>> cache = SliceCache("cache", StudyPreprocessing("brats", size=8))
+        >>> cache.prepare(studies, progress=False)
+        >>> encode_slices(studies, cache, MeanEncoder(), progress=False)
+        >>> SliceDataset(studies, cache, "mean")[0]["features"].shape
+        torch.Size([4, 8])
+    """
+    fingerprint = str(encoder.fingerprint)
+    device = next((p.device for p in encoder.parameters()), torch.device("cpu"))
+    encoder.eval()
+    for study in tqdm([cache.open(s) for s in studies], desc="encode slices", unit="study", disable=not progress):
+        if study.features(fingerprint) is not None:
+            continue
+        starts = range(0, len(study), batch_size)
+        batches = [encoder(study.image(slice(i, i + batch_size)).to(device)).float().cpu() for i in starts]
+        study.write_features(fingerprint, torch.cat(batches).numpy())

@@ -1,0 +1,360 @@
+"""Two-stage inference (section 3.4): from acquired contrasts and a prior to the missing contrasts.
+
+:class:`TwoStageInferer` is the sampler. It knows nothing of codebooks or encoders: it takes the prior and the context
+as arguments. :class:`Synthesizer` brings the parts of the method together for one batch of slices.
+
+Steps are counted as the paper counts them: step t of T is noise level t, step 0 is the clean image. MONAI's schedulers
+count from 0, so that step t is their timestep t - 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from monai.inferers import DiffusionInferer
+from monai.networks.schedulers import DDPMScheduler
+from monai.utils import unsqueeze_right
+
+from apt_monai.codebook import PriorCodebook
+
+GuidanceGradient = Literal["network", "image"]
+NextStep = Literal["forward", "ddim", "ddpm"]
+
+
+def slice_seed(seed: int, subject: str, slice_index: int) -> int:
+    """The seed of one slice's noise: the same for any batch size, order, worker count or rank count.
+
+    Example::
+
+        >>> slice_seed(0, "BraTS2021_00000", 70) == slice_seed(0, "BraTS2021_00000", 70)
+        True
+        >>> slice_seed(0, "BraTS2021_00000", 70) == slice_seed(0, "BraTS2021_00000", 71)
+        False
+    """
+    digest = hashlib.sha256(f"{seed}/{subject}/{slice_index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # a generator takes 63 bits
+
+
+def step_pairs(start_step: int, sampling_steps: int) -> list[tuple[int, int]]:
+    """The (step, next step) pairs of a schedule that goes from ``start_step`` to 0 in equal strides.
+
+    Example::
+
+        >>> step_pairs(400, 20)[:2], step_pairs(400, 20)[-1]
+        ([(400, 380), (380, 360)], (20, 0))
+    """
+    steps = [round(start_step * (sampling_steps - i) / sampling_steps) for i in range(sampling_steps + 1)]
+    return list(zip(steps[:-1], steps[1:], strict=True))
+
+
+@contextmanager
+def _frozen(network: torch.nn.Module) -> Iterator[None]:
+    """No weight gradients meanwhile: guidance differentiates with respect to the image alone."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    training = network.training
+    network.eval()
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+        network.train(training)
+
+
+class TwoStageInferer(DiffusionInferer):
+    """The paper's two-stage sampler, batched over slices.
+
+    Stage 1 noises [acquired contrasts, priors] to step M and returns to step 0 in S strides; stage 2 re-noises the
+    result to a step near zero N times and averages the predictions. Each prediction is guided by the acquired
+    contrasts (Eq. 4), which are then set to what was acquired.
+
+    Calling the inferer is MONAI's training forward pass: :class:`monai.inferers.DiffusionInferer`, under autocast where
+    ``amp`` says so.
+
+    Args:
+        scheduler: the noise schedule over T training steps, and what the network predicts (``prediction_type``).
+        start_step: M, 1 to T.
+        sampling_steps: S, 1 to M.
+        unroll_step: the step of stage 2, 1 to M.
+        unroll_iterations: N; 0 leaves stage 2 out.
+        unroll_weight: w of Eq. 5, in [0, 1].
+        guidance_scale: α of Eq. 4; 0 leaves the guidance out.
+        guidance_gradient: ``"network"``: with respect to x_t, through the network (the paper). ``"image"``: with
+            respect to x̂0 itself. That gradient is zero in the missing channels, and the acquired ones are set to y right
+            after it: what remains is the replacement, without a backward pass, at about a third of the cost.
+        squared: take Eq. 4's norm squared, as printed. Its gradient grows with the residual and with the number of
+            pixels, and at α = 20 it diverges; the default is the norm itself, as in the authors' code.
+        next_step: how x̂0 becomes the next x_t: ``"forward"``: fresh forward noise (the authors' code);
+            ``"ddim"``: the noise that x_t implies; ``"ddpm"``: a draw from the posterior q(x_next | x_t, x̂0).
+        amp: run the network in bfloat16 autocast.
+
+    Raises:
+        ValueError: a value outside its range; the message names it.
+    """
+
+    def __init__(
+        self,
+        scheduler: DDPMScheduler,
+        start_step: int = 400,
+        sampling_steps: int = 20,
+        unroll_step: int = 40,
+        unroll_iterations: int = 50,
+        unroll_weight: float = 0.5,
+        guidance_scale: float = 20.0,
+        guidance_gradient: GuidanceGradient = "network",
+        squared: bool = False,
+        next_step: NextStep = "forward",
+        amp: bool = False,
+    ) -> None:
+        super().__init__(scheduler)
+        total = scheduler.num_train_timesteps
+        _check("start_step (M)", start_step, 1, total, "the scheduler's number of training steps T")
+        _check("sampling_steps (S)", sampling_steps, 1, start_step, "start_step (M)")
+        _check("unroll_step", unroll_step, 1, start_step, "start_step (M)")
+        _check("unroll_iterations (N)", unroll_iterations, 0)
+        _check("unroll_weight (w)", unroll_weight, 0, 1)
+        _check("guidance_scale (α)", guidance_scale, 0)
+        _check_choice("guidance_gradient", guidance_gradient, ("network", "image"))
+        _check_choice("next_step", next_step, ("forward", "ddim", "ddpm"))
+        self.start_step = start_step
+        self.sampling_steps = sampling_steps
+        self.unroll_step = unroll_step
+        self.unroll_iterations = unroll_iterations
+        self.unroll_weight = unroll_weight
+        self.guidance_scale = guidance_scale
+        self.guidance_gradient = guidance_gradient
+        self.squared = squared
+        self.next_step = next_step
+        self.amp = amp
+
+    def __call__(self, inputs: torch.Tensor, diffusion_model: torch.nn.Module, *args: Any, **kwargs: Any):
+        """MONAI's training forward pass (Eq. 2's ε_θ, or what ``prediction_type`` says), under autocast if ``amp``."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
+            prediction = super().__call__(inputs, diffusion_model, *args, **kwargs)
+        return prediction.float()
+
+    def synthesize(
+        self,
+        acquired: torch.Tensor,
+        available: torch.Tensor,
+        network: torch.nn.Module,
+        context: torch.Tensor,
+        seeds: Sequence[int],
+        prior: torch.Tensor | None = None,
+        progress: Callable[[int], Any] | None = None,
+    ) -> torch.Tensor:
+        """Synthesise the missing contrasts of a batch of slices.
+
+        Args:
+            acquired: y, ``(B, C, H, W)`` in [-1, 1]; what the missing channels hold does not matter.
+            available: the mask m, ``(B, C)`` bool, True = acquired; it may differ from slice to slice.
+            network: ε_θ, called as ``network(x=…, timesteps=…, context=…)``.
+            context: z, ``(B, D)``.
+            seeds: one seed a slice (:func:`slice_seed`).
+            prior: ``(B, C, H, W)`` in [-1, 1], used in the missing channels. None: they start as pure noise.
+            progress: called with 1 after each network pass.
+
+        Returns:
+            ``(B, C, H, W)`` in [-1, 1]: the acquired channels are ``acquired``, bit for bit.
+        """
+        known = available[:, :, None, None]  # (B, C, 1, 1)
+        y = torch.where(known, acquired, torch.zeros_like(acquired))
+        generators = [torch.Generator(acquired.device).manual_seed(s) for s in seeds]
+
+        def draw() -> torch.Tensor:
+            return torch.stack(
+                [torch.randn(acquired.shape[1:], generator=g, device=acquired.device) for g in generators]
+            )
+
+        def predict(x_t: torch.Tensor, t: int) -> torch.Tensor:
+            x0 = self._predict_clean(x_t, t, y, known, network, context)
+            if progress is not None:
+                progress(1)
+            return x0
+
+        with _frozen(network), torch.no_grad():
+            # Stage 1: prior-informed transformation
+            start = y if prior is None else torch.where(known, acquired, prior)
+            noise = draw()
+            x_t = self._forward(start, noise, self.start_step)
+            if prior is None:
+                x_t = torch.where(known, x_t, noise)
+            x0 = self._denoise(x_t, step_pairs(self.start_step, self.sampling_steps), predict, draw)
+
+            # Stage 2: iterative unrolling
+            if self.unroll_iterations:
+                for _ in range(self.unroll_iterations):
+                    new = predict(self._forward(x0, draw(), self.unroll_step), self.unroll_step)
+                    # Eq. 5: x̂0 <- (1 - w) x̂0 + w x̂0_new
+                    x0 = (1 - self.unroll_weight) * x0 + self.unroll_weight * new
+                remaining = [p for p in step_pairs(self.start_step, self.sampling_steps) if p[0] < self.unroll_step]
+                if remaining:
+                    x0 = self._denoise(self._forward(x0, draw(), remaining[0][0]), remaining, predict, draw)
+        return torch.where(known, acquired, x0.clamp(-1, 1))
+
+    def network_passes(self) -> int:
+        """How often :meth:`synthesize` calls the network: 71 with the paper's settings."""
+        stage_2 = [p for p in step_pairs(self.start_step, self.sampling_steps) if p[0] < self.unroll_step]
+        return self.sampling_steps + (self.unroll_iterations + len(stage_2) if self.unroll_iterations else 0)
+
+    def _alpha_bar(self, t: int) -> torch.Tensor:
+        """ᾱ at step t; 1 at step 0."""
+        return self.scheduler.alphas_cumprod[t - 1] if t > 0 else torch.ones(())
+
+    def _forward(self, x0: torch.Tensor, noise: torch.Tensor, t: int) -> torch.Tensor:
+        """The forward diffusion q(x_t | x0)."""
+        return self.scheduler.add_noise(x0, noise, torch.full((len(x0),), t - 1, device=x0.device))
+
+    def _denoise(
+        self,
+        x_t: torch.Tensor,
+        pairs: Sequence[tuple[int, int]],
+        predict: Callable[[torch.Tensor, int], torch.Tensor],
+        draw: Callable[[], torch.Tensor],
+    ) -> torch.Tensor:
+        """Follow the (t, next t) pairs down to step 0."""
+        x0 = x_t
+        for t, t_next in pairs:
+            x0 = predict(x_t, t)
+            if t_next > 0:
+                x_t = self._step(x0, x_t, t, t_next, draw)
+        return x0
+
+    def _step(
+        self, x0: torch.Tensor, x_t: torch.Tensor, t: int, t_next: int, draw: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """From x̂0 to the next x_t."""
+        if self.next_step == "forward":
+            return self._forward(x0, draw(), t_next)
+        a_t, a_s = self._alpha_bar(t).to(x0), self._alpha_bar(t_next).to(x0)
+        if self.next_step == "ddim":
+            # DDIM (Song et al. 2021, Eq. 12 with σ = 0); ε is the one that x_t and the guided x̂0 imply
+            eps = (x_t - a_t.sqrt() * x0) / (1 - a_t).sqrt()
+            return a_s.sqrt() * x0 + (1 - a_s).sqrt() * eps
+        # DDPM (Ho et al. 2020, Eq. 7) over the stride t -> s: α_ts = ᾱ_t / ᾱ_s
+        a_ts = a_t / a_s
+        mean = (a_s.sqrt() * (1 - a_ts) * x0 + a_ts.sqrt() * (1 - a_s) * x_t) / (1 - a_t)
+        variance = (1 - a_s) * (1 - a_ts) / (1 - a_t)
+        return mean + variance.sqrt() * draw()
+
+    def _predict_clean(
+        self,
+        x_t: torch.Tensor,
+        t: int,
+        y: torch.Tensor,
+        known: torch.Tensor,
+        network: torch.nn.Module,
+        context: torch.Tensor,
+    ) -> torch.Tensor:
+        """x̂0 from x_t: predicted, clipped, guided (Eq. 4), and the acquired channels set to y."""
+        through_network = self.guidance_gradient == "network" and self.guidance_scale > 0
+        with torch.set_grad_enabled(through_network):
+            x_t = x_t.detach().requires_grad_(through_network)
+            timesteps = torch.full((len(x_t),), t - 1, device=x_t.device)
+            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
+                output = network(x=x_t, timesteps=timesteps, context=context[:, None, :])
+            x0 = self._to_clean(output.float(), x_t, t).clamp(-1, 1)
+            if through_network:
+                # Eq. 4: x̂0 <- x̂0 - α ∇_{x_t} ‖A(x̂0) - y‖, one norm a slice
+                residual = (torch.where(known, x0, torch.zeros_like(x0)) - y).flatten(1).norm(dim=1)
+                loss = residual.square() if self.squared else residual
+                (gradient,) = torch.autograd.grad(loss.sum(), x_t)
+                x0 = x0.detach() - self.guidance_scale * gradient
+        return torch.where(known, y, x0)
+
+    def _to_clean(self, output: torch.Tensor, x_t: torch.Tensor, t: int) -> torch.Tensor:
+        """x̂0 from what the network predicts."""
+        a = unsqueeze_right(self._alpha_bar(t).to(x_t), x_t.ndim)
+        if self.scheduler.prediction_type == "epsilon":
+            return (x_t - (1 - a).sqrt() * output) / a.sqrt()
+        if self.scheduler.prediction_type == "v_prediction":
+            return a.sqrt() * x_t - (1 - a).sqrt() * output
+        return output
+
+
+class Synthesizer:
+    """The whole method on one batch of slices: encode, fuse, look up the prior, sample.
+
+    The vision encoder runs once a slice, on the acquired contrasts alone, or not at all where the batch already holds
+    cached ``"features"``.
+
+    Args:
+        network: the trained U-Net ε_θ.
+        fusion: the trained MIF module.
+        inferer: the sampler.
+        codebook: where priors come from; None starts the missing channels as pure noise (the paper's "U").
+        encoder: the vision encoder; not needed where batches hold ``"features"``.
+        seed: the run's seed; a slice's noise is drawn from (seed, subject, slice).
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        fusion: torch.nn.Module,
+        inferer: TwoStageInferer,
+        codebook: PriorCodebook | None = None,
+        encoder: torch.nn.Module | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.network = network
+        self.fusion = fusion.eval()
+        self.inferer = inferer
+        self.codebook = codebook
+        self.encoder = encoder
+        self.seed = seed
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: dict[str, Any], available: torch.Tensor, progress: Callable[[int], Any] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Synthesise what ``available`` says is missing.
+
+        Args:
+            batch: slice samples, collated: ``"image"`` ``(B, C, H, W)`` in [-1, 1], ``"region"`` ``(B, 1, H, W)``,
+                ``"subject"`` and ``"slice"`` (B of each), and, if cached, ``"features"`` ``(B, C, D)``.
+            available: ``(B, C)`` bool; only these channels of the image (or features) are looked at.
+            progress: called with 1 after each network pass.
+
+        Returns:
+            ``"image"``: ``(B, C, H, W)``, the acquired channels bit for bit, the missing ones synthesised and -1 outside
+            the brain; ``"prior"``: the same with the priors in the missing channels (absent without a codebook).
+        """
+        image, brain = batch["image"], batch["region"] > 0
+        if not (available.any(dim=1)).all():
+            raise ValueError("a slice has no acquired contrast: at least one is needed to synthesise the others")
+        known = available[:, :, None, None]  # (B, C, 1, 1)
+        acquired = torch.where(known, image, torch.full_like(image, -1.0))
+        if "features" in batch:
+            features = batch["features"]
+        elif self.encoder is not None:
+            encoded = self.encoder(acquired[available][:, None])[:, 0]  # (acquired contrasts of the batch, D)
+            features = encoded.new_zeros(*available.shape, encoded.shape[-1])  # (B, C, D)
+            features[available] = encoded
+        else:
+            raise ValueError("the batch has no 'features' and the synthesizer no encoder: give one of the two")
+        z = self.fusion(features, available)  # (B, D)
+        result = {}
+        prior = None
+        if self.codebook is not None:
+            prior = result["prior"] = self.codebook.prior(acquired, available, brain)
+        seeds = [slice_seed(self.seed, s, int(i)) for s, i in zip(batch["subject"], batch["slice"], strict=True)]
+        synthesised = self.inferer.synthesize(acquired, available, self.network, z, seeds, prior, progress)
+        result["image"] = torch.where(known | brain, synthesised, torch.full_like(synthesised, -1.0))
+        return result
+
+
+def _check(name: str, value: float, low: float, high: float | None = None, high_name: str = "") -> None:
+    if value < low or (high is not None and value > high):
+        upper = "" if high is None else f" to {high}" + (f", {high_name}" if high_name else "")
+        raise ValueError(f"{name} is {value}: valid is {low}{upper or ' or more'}")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: valid are {', '.join(choices)}")

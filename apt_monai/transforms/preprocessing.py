@@ -1,0 +1,121 @@
+"""From a study's files to its slices, and from the slices' grid back to the acquired one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientationd
+from monai.utils import TraceKeys
+from torch import Tensor
+
+from apt_monai.contrasts import ContrastSet, get_contrast_set
+from apt_monai.transforms.intensity import ScaleIntensityInBraind
+from apt_monai.transforms.slices import FitInPlaned
+from apt_monai.transforms.study import LoadStudyd, StudyError
+
+VERSION = 1  # raise it with every change of what comes out, so that caches made before are not used
+
+
+class StudyPreprocessing(Compose):
+    """Load a study, orient it to RAS, scale its intensities to [-1, 1] and fit its slices to ``size`` × ``size``.
+
+    Takes a study (see :class:`LoadStudyd`) and returns the loaded study: ``"subject"``, ``"image"``
+    ``(C, size, size, Z)`` float32 in [-1, 1] with background and absent contrasts exactly -1, axial slices along the
+    last axis; ``"available"`` ``(C,)`` bool; ``"region"`` ``(1, size, size, Z)`` uint8; ``"intensity_range"``
+    ``(C, 2)``; ``"paths"``.
+
+    Args:
+        contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
+        size: the in-plane extent of the slices, in voxels.
+        lower: the percentile within the brain that becomes -1.
+        upper: the percentile within the brain that becomes 1.
+
+    Raises:
+        StudyError: the study cannot be used (when called).
+
+    Example::
+
+        >>> import nibabel as nib
+        >>> import numpy as np
+        >>> volume = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
+        >>> nib.save(nib.Nifti1Image(volume, np.eye(4)), "case_t1.nii.gz")
+        >>> preprocessing = StudyPreprocessing("brats", size=8)
+        >>> loaded = preprocessing({"subject": "case", "t1": "case_t1.nii.gz"})
+        >>> loaded["image"].shape
+        torch.Size([4, 8, 8, 6])
+        >>> preprocessing.restore(loaded["image"][:1], loaded).shape
+        torch.Size([1, 4, 5, 6])
+    """
+
+    def __init__(self, contrasts: str | ContrastSet, size: int = 256, lower: float = 0.5, upper: float = 99.5) -> None:
+        self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+        self.size = size
+        self.lower = lower
+        self.upper = upper
+        super().__init__(
+            [
+                LoadStudyd(self.contrasts),
+                Orientationd(("image", "region"), "RAS", labels=None, allow_missing_keys=True),
+                ScaleIntensityInBraind(lower, upper),
+                FitInPlaned("image", size, allow_missing_keys=True),
+            ]
+        )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that the result depends on beside the files, as JSON can hold it."""
+        return {
+            "version": VERSION,
+            "contrasts": list(self.contrasts.names),
+            "size": self.size,
+            "lower": self.lower,
+            "upper": self.upper,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the settings."""
+        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __call__(self, input_: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().__call__(input_, *args, **kwargs)
+        except RuntimeError as error:  # Compose hides what a transform raised behind a RuntimeError
+            if isinstance(error.__cause__, StudyError):
+                raise error.__cause__ from None
+            raise
+
+    def restore(self, volumes: Tensor, like: Mapping[str, Any]) -> MetaTensor:
+        """Bring volumes from the slices' grid back to the acquired grid.
+
+        Exact where the slices were only padded. Where they had been resampled down they are resampled up bilinearly, so
+        a faint rim may lie just outside the brain. The slices' grid covers the acquired one: no voxel has to be filled.
+
+        Args:
+            volumes: ``(K, size, size, Z)`` in [-1, 1], any number of channels.
+            like: the loaded study (as this preprocessing returned it) on whose acquired grid they belong.
+
+        Returns:
+            ``(K, X, Y, Z)`` with the shape, axis order and affine of the acquired files.
+
+        Raises:
+            ValueError: the volumes are not on the slices' grid of ``like``.
+        """
+        image = like["image"]
+        if volumes.ndim != 4 or volumes.shape[1:] != image.shape[1:]:
+            raise ValueError(
+                f"volumes of shape {tuple(volumes.shape)} are not on the grid of study {like['subject']!r}: "
+                f"need (K, {', '.join(map(str, image.shape[1:]))})"
+            )
+        plain = volumes.as_tensor() if isinstance(volumes, MetaTensor) else volumes
+        # the steps' ids are of the instance (and process) that took them; their settings are what counts here
+        steps = [{**step, TraceKeys.ID: TraceKeys.NONE} for step in deepcopy(image.applied_operations)]
+        placed = MetaTensor(plain, meta=deepcopy(image.meta), applied_operations=steps)
+        restored = self.inverse({"image": placed})["image"]
+        restored.affine = image.meta["original_affine"]  # free of the rounding on the way there and back
+        return restored

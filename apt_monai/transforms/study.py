@@ -1,0 +1,188 @@
+"""Load a study: the NIfTI files of its acquired contrasts become one volume on one grid, or one clear error."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from apt_monai.contrasts import ContrastSet, get_contrast_set
+
+AFFINE_TOLERANCE_MM = 1e-3
+
+
+class StudyError(ValueError):
+    """A study that cannot be used. The message names the file or folder, what was found and what to do."""
+
+
+def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read one 3D scalar NIfTI volume, ``.nii`` or ``.nii.gz``, and check it.
+
+    The whole file is read, so that a damaged ``.nii.gz`` is found by its checksum.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The intensities, ``(X, Y, Z)`` float32 with the header's scaling applied, and the affine ``(4, 4)`` float64,
+        voxels to mm, RAS+.
+
+    Raises:
+        StudyError: the file is missing, truncated or corrupt; it is not 3D, not scalar, or has an axis of a single
+            voxel; it has NaN or infinite values; its affine has no inverse.
+
+    Example::
+
+        >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), "case_t1.nii.gz")
+        >>> read_volume("case_t1.nii.gz")[0].shape
+        (4, 5, 6)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise StudyError(f"{path}: no such file; correct the path or take the contrast out of the study")
+    try:
+        content = path.read_bytes()
+        if path.name.endswith(".gz"):
+            content = gzip.decompress(content)
+        image_class = nib.Nifti2Image if nib.Nifti2Header.may_contain_header(content[:540]) else nib.Nifti1Image
+        image = image_class.from_bytes(content)
+        shape, dtype = image.shape, image.get_data_dtype()
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+    if dtype.names is not None or dtype.kind == "c":
+        raise StudyError(f"{path}: voxels are {dtype} (RGB or complex); one number a voxel is needed")
+    if len(shape) != 3:
+        raise StudyError(f"{path}: is {len(shape)}D, shape {shape}; a 3D volume is needed: save one frame as a file")
+    if min(shape) < 2:
+        raise StudyError(f"{path}: shape {shape} is a single slice; a volume of at least 2 voxels an axis is needed")
+    try:
+        volume = image.get_fdata(dtype=np.float32)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+    finite = np.isfinite(volume)
+    if not finite.all():
+        raise StudyError(f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite; mend or exclude the volume")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        raise StudyError(f"{path}: the affine {affine.tolist()} has no inverse; mend the header's sform or qform")
+    return volume, affine
+
+
+def _unreadable(path: Path, error: Exception) -> StudyError:
+    return StudyError(
+        f"{path}: cannot be read as NIfTI, it is truncated or corrupt ({type(error).__name__}: {error}); "
+        "copy or download the file again"
+    )
+
+
+def _check_same_grid(
+    path: str, volume: np.ndarray, affine: np.ndarray, first_path: str, first: np.ndarray, first_affine: np.ndarray
+) -> None:
+    """Raise where two volumes of a study have other shapes, or corners further than 1e-3 mm apart."""
+    if volume.shape != first.shape:
+        raise StudyError(
+            f"{path}: shape {volume.shape} differs from {first.shape} of {first_path}; "
+            "all files of a study must be on one grid: register and resample them first"
+        )
+    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in volume.shape))]).T  # 4×8
+    apart = np.linalg.norm((affine - first_affine) @ corners, axis=0).max()
+    if apart > AFFINE_TOLERANCE_MM:
+        raise StudyError(
+            f"{path}: the affine differs from that of {first_path} by up to {apart:.3g} mm "
+            f"(at most {AFFINE_TOLERANCE_MM} mm); all files of a study must be on one grid: "
+            "register and resample them first"
+        )
+
+
+class LoadStudyd(Transform):
+    """Load the NIfTI files of a study: raw intensities, the availability mask and the regions.
+
+    A study is a dictionary ``{"subject": ..., <contrast>: <path>, ..., "seg": <path>}``. An absent contrast has no
+    key, ``"seg"`` (a tumour segmentation: any label above 0) may be absent.
+
+    The loaded study is a dictionary:
+
+    - ``"subject"``: the study's name;
+    - ``"image"``: MetaTensor ``(C, X, Y, Z)`` float32, raw intensities, an absent contrast all 0;
+    - ``"available"``: ``(C,)`` bool, True = acquired;
+    - ``"region"``: MetaTensor ``(1, X, Y, Z)`` uint8: 0 = outside the brain, 1 = brain (where any acquired contrast
+      is not 0), 2 = tumour (inside the brain);
+    - ``"paths"``: the acquired contrasts' paths by name, in the order of the contrast axis.
+
+    Args:
+        contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
+
+    Raises:
+        StudyError: no contrast at all, an unknown key, a volume that :func:`read_volume` refuses, an all-zero volume,
+            or files on different grids (shapes, or affines that put a voxel more than 1e-3 mm apart).
+
+    Example::
+
+        >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), "case_t1.nii.gz")
+        >>> loaded = LoadStudyd("brats")({"subject": "case", "t1": "case_t1.nii.gz"})
+        >>> loaded["image"].shape, loaded["available"].tolist()
+        (torch.Size([4, 4, 5, 6]), [False, True, False, False])
+    """
+
+    def __init__(self, contrasts: str | ContrastSet) -> None:
+        self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        names = self.contrasts.names
+        if "subject" not in data:
+            raise StudyError(f"study {dict(data)}: has no 'subject'; give the study a name under that key")
+        subject = data["subject"]
+        unknown = sorted(set(data) - {"subject", "seg", *names})
+        if unknown:
+            raise StudyError(
+                f"study {subject!r}: unknown key {unknown[0]!r}; valid are subject, seg and the {self.contrasts.name} "
+                f"contrasts {', '.join(names)}"
+            )
+        paths = {name: str(data[name]) for name in names if name in data}
+        if not paths:
+            raise StudyError(f"study {subject!r}: has no contrast; at least one of {', '.join(names)} is needed")
+
+        volumes: dict[str, np.ndarray] = {}
+        first_path, first, affine = "", np.empty(0), np.eye(4)
+        for name, path in paths.items():
+            volume, volume_affine = read_volume(path)
+            if not volume.any():
+                raise StudyError(f"{path}: every voxel is 0; take the file out of the study, to have it synthesised")
+            if volumes:
+                _check_same_grid(path, volume, volume_affine, first_path, first, affine)
+            else:
+                first_path, first, affine = path, volume, volume_affine
+            volumes[name] = volume
+
+        image = np.stack([volumes.get(name, np.zeros_like(first)) for name in names])  # C×X×Y×Z
+        region: np.ndarray = (image != 0).any(axis=0).astype(np.uint8)
+        if "seg" in data:
+            labels, labels_affine = read_volume(data["seg"])
+            _check_same_grid(str(data["seg"]), labels, labels_affine, first_path, first, affine)
+            region[(labels > 0) & (region > 0)] = 2
+
+        return {
+            "subject": subject,
+            "image": self._on_grid(image, affine, first_path),
+            "available": torch.tensor(self.contrasts.mask(paths)),
+            "region": self._on_grid(region[None], affine, first_path),
+            "paths": paths,
+        }
+
+    @staticmethod
+    def _on_grid(values: np.ndarray, affine: np.ndarray, path: str) -> MetaTensor:
+        meta = {"filename_or_obj": path, "original_affine": torch.tensor(affine), "space": "RAS"}
+        return MetaTensor(torch.from_numpy(values), affine=torch.tensor(affine), meta=meta)
+
+
+LoadStudyD = LoadStudyDict = LoadStudyd

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from tiny_studies import LPS, write_study
+
+from apt_monai.transforms import FitInPlane, FitInPlaned, StudyPreprocessing
+
+
+def volume(*shape: int) -> MetaTensor:
+    return MetaTensor(torch.rand(*shape, generator=torch.Generator().manual_seed(0)), affine=torch.from_numpy(LPS))
+
+
+@pytest.mark.parametrize(("x", "y"), [(8, 8), (7, 8), (5, 6), (1, 3)])
+def test_a_volume_that_fits_is_padded_and_the_inverse_is_exact(x: int, y: int) -> None:
+    image, fit = volume(2, x, y, 3), FitInPlane(8)
+    fitted = fit(image)
+    before = (8 - x) // 2, (8 - y) // 2
+    naive = torch.full((2, 8, 8, 3), -1.0)
+    naive[:, before[0] : before[0] + x, before[1] : before[1] + y] = image.as_tensor()
+    assert torch.equal(fitted.as_tensor(), naive)
+    restored = fit.inverse(fitted)
+    assert torch.equal(restored.as_tensor(), image.as_tensor())
+    torch.testing.assert_close(restored.affine, image.affine)
+    assert not restored.applied_operations
+
+
+def test_padding_moves_the_origin_of_the_affine() -> None:
+    image = volume(1, 4, 6, 3)
+    fitted = FitInPlane(8)(image)
+    voxel, padded = torch.tensor([1.0, 1, 1, 1]).double(), torch.tensor([3.0, 2, 1, 1]).double()
+    torch.testing.assert_close(fitted.affine @ padded, image.affine @ voxel)
+
+
+def test_a_larger_volume_is_resampled_by_one_factor_and_padded() -> None:
+    fitted = FitInPlane(8)(volume(2, 16, 12, 3))
+    assert fitted.shape == (2, 8, 8, 3)
+    assert (fitted[:, :, :1] == -1).all() and (fitted[:, :, -1:] == -1).all()  # 12 becomes 6, one voxel a side
+    assert (fitted[:, :, 1:-1] > -1).all()
+    np.testing.assert_allclose(nib.affines.voxel_sizes(fitted.affine.numpy()), [2, 2, 1])
+
+
+def test_resampling_treats_each_slice_on_its_own() -> None:
+    image = volume(1, 16, 16, 3)
+    changed = image.clone()
+    changed[..., 2] = 0
+    first, second = FitInPlane(8)(image), FitInPlane(8)(changed)
+    torch.testing.assert_close(first[..., :2].as_tensor(), second[..., :2].as_tensor())
+
+
+def test_a_smooth_volume_survives_the_way_down_and_up() -> None:
+    x = torch.linspace(0, torch.pi, 24)
+    image = MetaTensor((torch.sin(x)[:, None] * torch.sin(x)[None, :])[None, :, :20, None].repeat(1, 1, 1, 3))
+    fit = FitInPlane(16)
+    restored = fit.inverse(fit(image))
+    assert restored.shape == image.shape
+    assert (restored - image).abs()[:, 2:-2, 2:-2].max() < 0.02
+    torch.testing.assert_close(restored.affine, image.affine)
+
+
+def test_labels_stay_labels_when_resampled() -> None:
+    region = MetaTensor((volume(1, 20, 17, 4) * 3).to(torch.uint8))
+    fitted = FitInPlane(8, mode="nearest", fill=0)(region)
+    assert fitted.dtype == torch.uint8
+    assert set(fitted.unique().tolist()) <= {0, 1, 2}
+
+
+def test_the_background_is_exactly_minus_one_after_resampling() -> None:
+    region = torch.zeros(1, 20, 20, 3, dtype=torch.uint8)
+    region[:, 5:15, 5:15] = 1
+    image = torch.where(region > 0, 0.5, -1.0)
+    fitted = FitInPlaned("image", 8)({"image": MetaTensor(image), "region": MetaTensor(region)})
+    assert (fitted["image"][fitted["region"] == 0] == -1).all()
+    assert (fitted["image"][fitted["region"] > 0] > -1).all()
+
+
+def test_several_images_share_one_region() -> None:
+    data = {"image": volume(4, 6, 5, 3), "prior": volume(1, 6, 5, 3), "region": MetaTensor(torch.ones(1, 6, 5, 3))}
+    fit = FitInPlaned(("image", "prior"), 8)
+    restored = fit.inverse(fit(data))
+    for key in data:
+        assert torch.equal(restored[key].as_tensor(), data[key].as_tensor())
+
+
+@pytest.mark.parametrize("arguments", [{"size": 0}, {"size": 8, "mode": "cubic"}])
+def test_bad_arguments_are_refused(arguments: dict) -> None:
+    with pytest.raises(ValueError, match="size=0|mode='cubic'"):
+        FitInPlane(**arguments)
+
+
+OBLIQUE = LPS @ nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, 0.3), [3, -4, 5])
+SAGITTAL = nib.affines.from_matvec(np.array([[0, 0, 1.2], [-1, 0, 0], [0, -1, 0]]), [1, 2, 3])
+
+
+@pytest.mark.parametrize("affine", [LPS, np.eye(4), OBLIQUE, SAGITTAL], ids=["LPS", "RAS", "oblique", "sagittal"])
+def test_restore_is_exact_on_the_acquired_grid_where_only_padded(tmp_path, affine: np.ndarray) -> None:
+    study = write_study(tmp_path / "case", affine=affine)
+    preprocessing = StudyPreprocessing("brats", size=16, lower=0, upper=100)
+    loaded = preprocessing(study)
+    assert loaded["image"].shape[:3] == (4, 16, 16)
+    assert nib.aff2axcodes(loaded["image"].affine.numpy()) == ("R", "A", "S")
+    restored = preprocessing.restore(loaded["image"].as_tensor(), loaded)
+    acquired = nib.load(study["t1ce"])
+    np.testing.assert_array_equal(restored.affine.numpy(), acquired.affine)
+    raw = preprocessing.transforms[2].scale.inverse(restored, loaded["intensity_range"])
+    brain = acquired.get_fdata() > 0
+    np.testing.assert_allclose(raw[2].numpy()[brain], acquired.get_fdata()[brain], atol=1e-3)
+    assert (restored[2].numpy()[~brain] == -1).all()
+
+
+def test_restore_takes_any_number_of_volumes_and_leaves_the_study_as_it_is(tmp_path) -> None:
+    preprocessing = StudyPreprocessing("brats", size=16)
+    loaded = preprocessing(write_study(tmp_path / "case"))
+    steps = len(loaded["image"].applied_operations)
+    for channels in (1, 7):
+        volumes = torch.rand(channels, *loaded["image"].shape[1:])
+        assert preprocessing.restore(volumes, loaded).shape == (channels, 12, 10, 6)
+    assert len(loaded["image"].applied_operations) == steps
+
+
+def test_restore_of_a_resampled_study_has_the_acquired_shape_and_affine(tmp_path) -> None:
+    study = write_study(tmp_path / "case")
+    loaded = StudyPreprocessing("brats", size=8)(study)
+    # another instance of the same settings, as another process would have
+    restored = StudyPreprocessing("brats", size=8).restore(loaded["image"], loaded)
+    assert restored.shape == (4, 12, 10, 6)
+    np.testing.assert_array_equal(restored.affine.numpy(), nib.load(study["t1"]).affine)
+
+
+def test_restore_refuses_volumes_of_another_grid(tmp_path) -> None:
+    preprocessing = StudyPreprocessing("brats", size=16)
+    loaded = preprocessing(write_study(tmp_path / "case"))
+    with pytest.raises(ValueError, match=r"study 'case': need \(K, 16, 16, 6\)"):
+        preprocessing.restore(torch.zeros(1, 16, 16, 5), loaded)

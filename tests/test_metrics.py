@@ -1,0 +1,121 @@
+"""Tests of apt_monai.metrics, against scikit-image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+
+from apt_monai.metrics import psnr, ssim
+
+SKIMAGE = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+
+
+@pytest.fixture
+def truth() -> Tensor:
+    """(3, 1, 40, 48) smooth, with a background of 0."""
+    noise = torch.rand(3, 1, 10, 12, generator=torch.Generator().manual_seed(0))
+    image = F.interpolate(noise, (40, 48), mode="bicubic").clamp(0, 1)
+    image[..., :, :14] = 0
+    return image
+
+
+@pytest.fixture
+def prediction(truth: Tensor) -> Tensor:
+    return (truth + 0.1 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+
+
+@pytest.fixture
+def region(truth: Tensor) -> Tensor:
+    """A different region in each slice, reaching the slice's edge."""
+    region = torch.zeros(truth.shape, dtype=torch.bool)
+    for i in range(3):
+        region[i, 0, i * 4 : 30, 20 - i :] = True
+    return region
+
+
+def arrays(*images: Tensor) -> list[tuple[np.ndarray, ...]]:
+    return [tuple(image[i, 0].numpy().astype(np.float64) for image in images) for i in range(len(images[0]))]
+
+
+def test_psnr_of_the_whole_slice_is_that_of_skimage(prediction: Tensor, truth: Tensor) -> None:
+    expected = [peak_signal_noise_ratio(t, p, data_range=1) for p, t in arrays(prediction, truth)]
+    np.testing.assert_allclose(psnr(prediction, truth).numpy(), expected, atol=1e-5)
+
+
+def test_psnr_of_a_region_takes_the_error_over_it_alone(prediction: Tensor, truth: Tensor, region: Tensor) -> None:
+    expected = [-10 * np.log10(np.mean((p - t)[r.astype(bool)] ** 2)) for p, t, r in arrays(prediction, truth, region)]
+    np.testing.assert_allclose(psnr(prediction, truth, region).numpy(), expected, atol=1e-5)
+
+
+def test_ssim_of_the_whole_slice_is_that_of_skimage(prediction: Tensor, truth: Tensor) -> None:
+    expected = [structural_similarity(t, p, **SKIMAGE) for p, t in arrays(prediction, truth)]
+    np.testing.assert_allclose(ssim(prediction, truth).numpy(), expected, atol=1e-6)
+
+
+def test_ssim_of_a_region_is_the_mean_of_the_map_of_skimage_over_it(
+    prediction: Tensor, truth: Tensor, region: Tensor
+) -> None:
+    interior = np.zeros(truth.shape[-2:], dtype=bool)
+    interior[5:-5, 5:-5] = True
+    expected = [
+        structural_similarity(t, p, full=True, **SKIMAGE)[1][r.astype(bool) & interior].mean()
+        for p, t, r in arrays(prediction, truth, region)
+    ]
+    np.testing.assert_allclose(ssim(prediction, truth, region).numpy(), expected, atol=1e-6)
+
+
+def test_ssim_of_nearly_flat_bright_slices_keeps_its_accuracy() -> None:
+    truth = 0.9 + 0.001 * torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    prediction = 0.9 + 0.001 * torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    ((p, t),) = arrays(prediction, truth)
+    assert ssim(prediction, truth).item() == pytest.approx(structural_similarity(t, p, **SKIMAGE), abs=1e-7)
+
+
+def test_region_of_everything_equals_no_region(prediction: Tensor, truth: Tensor) -> None:
+    everything = torch.ones_like(truth, dtype=torch.bool)
+    assert torch.equal(psnr(prediction, truth, everything), psnr(prediction, truth))
+    assert torch.equal(ssim(prediction, truth, everything), ssim(prediction, truth))
+
+
+def test_identical_images_have_infinite_psnr_and_ssim_one(truth: Tensor, region: Tensor) -> None:
+    assert (psnr(truth, truth) == torch.inf).all() and (psnr(truth, truth, region) == torch.inf).all()
+    assert (ssim(truth, truth) == 1).all() and (ssim(truth, truth, region) == 1).all()
+
+
+def test_empty_region_is_nan_for_that_slice_alone(prediction: Tensor, truth: Tensor, region: Tensor) -> None:
+    region[1] = False
+    for metric in (psnr, ssim):
+        assert metric(prediction, truth, region).isnan().tolist() == [False, True, False]
+
+
+def test_region_in_the_outer_five_pixels_has_no_ssim(prediction: Tensor, truth: Tensor) -> None:
+    edge = torch.zeros_like(truth, dtype=torch.bool)
+    edge[..., :5, :] = True
+    assert ssim(prediction, truth, edge).isnan().all() and psnr(prediction, truth, edge).isfinite().all()
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_wrong_inputs_are_refused(metric: Callable[..., Tensor], truth: Tensor, region: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"must be \(B, 1, H, W\)"):
+        metric(truth[:1], truth)
+    with pytest.raises(ValueError, match=r"must be \(B, 1, H, W\)"):
+        metric(truth[:, 0], truth[:, 0])
+    with pytest.raises(ValueError, match=r"prediction goes from -1 to .*must be in \[0, 1\]"):
+        metric(truth * 2 - 1, truth)
+    with pytest.raises(ValueError, match=r"truth goes from nan"):
+        metric(truth, truth * float("nan"))
+    with pytest.raises(ValueError, match="region is torch.uint8"):
+        metric(truth, truth, region.byte())
+    with pytest.raises(ValueError, match="region is torch.bool of shape"):
+        metric(truth, truth, region[:, :, 1:])
+
+
+def test_slice_smaller_than_the_window_has_no_ssim() -> None:
+    with pytest.raises(ValueError, match="at least 11"):
+        ssim(torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 10, 20))

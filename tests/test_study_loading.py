@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from tiny_studies import LPS, write_nifti, write_study
+
+from apt_monai.transforms import LoadStudyd, StudyError, read_volume
+
+VOLUME = np.arange(1, 121, dtype=np.int16).reshape(4, 5, 6)
+
+
+def test_a_loaded_study_has_the_files_intensities_in_contrast_order(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "with a space" / "case", seg=False)
+    loaded = LoadStudyd("brats")(study)
+    assert loaded["subject"] == "case"
+    assert loaded["image"].dtype == torch.float32
+    assert torch.equal(loaded["image"].affine, torch.from_numpy(LPS))
+    for channel, name in enumerate(("flair", "t1", "t1ce", "t2")):
+        np.testing.assert_array_equal(loaded["image"][channel].numpy(), nib.load(study[name]).get_fdata())
+    assert list(loaded["paths"]) == ["flair", "t1", "t1ce", "t2"]
+
+
+def test_an_absent_contrast_is_all_zero_and_not_available(tmp_path: Path) -> None:
+    loaded = LoadStudyd("brats")(write_study(tmp_path / "case", names=("t2", "t1")))
+    assert loaded["available"].tolist() == [False, True, False, True]
+    assert not loaded["image"][0].any() and not loaded["image"][2].any()
+    assert list(loaded["paths"]) == ["t1", "t2"]
+
+
+def test_the_region_is_brain_where_any_contrast_is_not_zero_and_tumour_within_it(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case")
+    t1 = nib.load(study["t1"]).get_fdata().astype(np.int16)
+    t1[6:] = 0
+    write_nifti(Path(study["t1"]), t1)
+    loaded = LoadStudyd("brats")(study)
+    labels = nib.load(study["seg"]).get_fdata()
+    brain = (loaded["image"].numpy() != 0).any(axis=0)
+    np.testing.assert_array_equal(loaded["region"][0].numpy(), np.where(brain & (labels > 0), 2, brain))
+    assert loaded["region"].dtype == torch.uint8
+    assert set(loaded["region"].unique().tolist()) == {0, 1, 2}
+
+
+def test_the_headers_scaling_is_applied(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOLUME, np.eye(4))
+    image.header.set_slope_inter(0.5, 3)
+    image.to_filename(tmp_path / "case_t1.nii")
+    stored = nib.load(tmp_path / "case_t1.nii").get_fdata()
+    np.testing.assert_allclose(read_volume(tmp_path / "case_t1.nii")[0], stored)
+
+
+def test_nifti_2_is_read(tmp_path: Path) -> None:
+    nib.Nifti2Image(VOLUME, np.eye(4)).to_filename(tmp_path / "case_t1.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / "case_t1.nii.gz")[0], VOLUME)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 200, -1])
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, suffix: str, kept: int) -> None:
+    path = Path(write_nifti(tmp_path / f"case_t1.{suffix}", VOLUME))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(StudyError, match=rf"case_t1\.{suffix}: cannot be read as NIfTI, it is truncated or corrupt"):
+        read_volume(path)
+
+
+def test_a_damaged_byte_is_found_by_the_checksum(tmp_path: Path) -> None:
+    path = tmp_path / "case_t1.nii.gz"
+    content = bytearray(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes(), compresslevel=0))
+    content[-30] ^= 1  # stored, not compressed: the data is one bit off, and only the checksum tells
+    path.write_bytes(bytes(content))
+    with pytest.raises(StudyError, match="truncated or corrupt"):
+        read_volume(path)
+
+
+def test_a_file_that_is_no_nifti_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "case_t1.nii.gz"
+    path.write_text("<html>404</html>")
+    with pytest.raises(StudyError, match="case_t1.nii.gz"):
+        read_volume(path)
+
+
+def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="case_t1.nii.gz: no such file"):
+        read_volume(tmp_path / "case_t1.nii.gz")
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6, 2), (4, 5, 6, 1), (4, 5)])
+def test_what_is_not_3d_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = write_nifti(tmp_path / "case_t1.nii.gz", np.ones(shape, np.int16))
+    with pytest.raises(StudyError, match=rf"case_t1.nii.gz: is {len(shape)}D"):
+        read_volume(path)
+
+
+def test_rgb_is_refused(tmp_path: Path) -> None:
+    rgb = np.zeros((4, 5, 6), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    path = write_nifti(tmp_path / "case_t1.nii.gz", rgb)
+    with pytest.raises(StudyError, match="case_t1.nii.gz: .*RGB"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_single_slice_is_refused(tmp_path: Path, axis: int) -> None:
+    path = write_nifti(tmp_path / "case_t1.nii.gz", VOLUME.take([0], axis=axis))
+    with pytest.raises(StudyError, match="case_t1.nii.gz: .*single slice"):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused(tmp_path: Path, value: float) -> None:
+    volume = VOLUME.astype(np.float32)
+    volume[1, 2, 3] = value
+    path = write_nifti(tmp_path / "case_t1.nii.gz", volume)
+    with pytest.raises(StudyError, match="case_t1.nii.gz: 1 voxels are NaN or infinite"):
+        read_volume(path)
+
+
+def test_an_affine_without_inverse_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "case_t1.nii"
+    write_nifti(path, VOLUME)
+    content = bytearray(path.read_bytes())
+    content[254:256] = (1).to_bytes(2, "little")  # sform_code
+    content[280:328] = np.array([[1, 0, 0, 0]] * 3, "<f4").tobytes()  # srow_x, srow_y, srow_z
+    path.write_bytes(bytes(content))
+    with pytest.raises(StudyError, match="case_t1.nii: the affine .* has no inverse"):
+        read_volume(path)
+
+
+def test_an_all_zero_volume_is_refused(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case")
+    write_nifti(Path(study["t2"]), np.zeros((12, 10, 6), np.int16))
+    with pytest.raises(StudyError, match="case_t2.nii.gz: every voxel is 0"):
+        LoadStudyd("brats")(study)
+
+
+@pytest.mark.parametrize("key", ["t2", "seg"])
+def test_other_shapes_are_refused(tmp_path: Path, key: str) -> None:
+    study = write_study(tmp_path / "case")
+    write_nifti(Path(study[key]), np.ones((12, 10, 7), np.int16))
+    with pytest.raises(StudyError, match=rf"case_{key}.nii.gz: shape \(12, 10, 7\) differs from \(12, 10, 6\)"):
+        LoadStudyd("brats")(study)
+
+
+@pytest.mark.parametrize("key", ["t2", "seg"])
+def test_other_affines_are_refused(tmp_path: Path, key: str) -> None:
+    study = write_study(tmp_path / "case")
+    moved = LPS.copy()
+    moved[0, 3] += 0.5
+    write_nifti(Path(study[key]), np.ones((12, 10, 6), np.int16), moved)
+    with pytest.raises(StudyError, match=rf"case_{key}.nii.gz: the affine differs .* by up to 0.5 mm"):
+        LoadStudyd("brats")(study)
+
+
+def test_affines_that_differ_by_rounding_are_accepted(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case")
+    moved = LPS.copy()
+    moved[0, 3] += 5e-4
+    write_nifti(Path(study["t2"]), np.ones((12, 10, 6), np.int16), moved)
+    LoadStudyd("brats")(study)
+
+
+def test_a_study_without_contrast_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="study 'case': has no contrast"):
+        LoadStudyd("brats")({"subject": "case"})
+
+
+@pytest.mark.parametrize(("dataset", "key"), [("brats", "pd"), ("adni", "flair"), ("brats", "T1")])
+def test_an_unknown_key_is_refused(dataset: str, key: str) -> None:
+    with pytest.raises(StudyError, match=f"study 'case': unknown key '{key}'"):
+        LoadStudyd(dataset)({"subject": "case", key: "case.nii.gz"})
+
+
+def test_a_study_without_a_name_is_refused() -> None:
+    with pytest.raises(StudyError, match="has no 'subject'"):
+        LoadStudyd("brats")({"t1": "case_t1.nii.gz"})
