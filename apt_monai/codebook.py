@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,7 +133,11 @@ class PriorCodebook:
         return matrix, columns
 
     def save(self, path: str | Path) -> None:
-        """Write the codebook as JSON; an interrupted write leaves no file behind."""
+        """Write the codebook as JSON; an interrupted write leaves no file behind.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -156,7 +161,7 @@ class PriorCodebook:
             encoder_fingerprint: the vision encoder that it must have been built with.
 
         Raises:
-            CodebookError: not a codebook, or of another version, dataset or encoder.
+            CodebookError: not a codebook, or damaged, or of another version, dataset or encoder.
         """
         if isinstance(contrasts, str):
             contrasts = get_contrast_set(contrasts)
@@ -169,17 +174,18 @@ class PriorCodebook:
             raise CodebookError(f"{path}: not a readable JSON file ({error}); {rebuild}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise CodebookError(f"{path}: not a prior codebook (its 'format' is not {FORMAT!r}); {rebuild}")
+        encoder = content.get("encoder")
         expected: list[tuple[str, Any, Any]] = [
             ("version", content.get("version"), VERSION),
             ("dataset", content.get("dataset"), contrasts.name),
             ("contrasts", content.get("contrasts"), list(contrasts.names)),
-            ("encoder fingerprint", content.get("encoder", {}).get("fingerprint"), encoder_fingerprint),
+            ("encoder", encoder.get("fingerprint") if isinstance(encoder, dict) else encoder, encoder_fingerprint),
         ]
         for field, found, wanted in expected:
             if found != wanted:
                 raise CodebookError(f"{path}: its {field} is {found!r}, and {wanted!r} is needed; {rebuild}")
         try:
-            return cls(
+            codebook = cls(
                 contrasts=contrasts,
                 entries={t: [CodebookEntry(**e) for e in content["entries"][t]] for t in contrasts.names},
                 curves={name: tuple(values) for name, values in content["curves"].items()},
@@ -189,8 +195,22 @@ class PriorCodebook:
                 num_subjects=content["training"]["subjects"],
                 num_slices=content["training"]["slices"],
             )
-        except (KeyError, TypeError) as error:
-            raise CodebookError(f"{path}: a field is missing or unknown ({error}); {rebuild}") from error
+            codebook._check()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CodebookError(f"{path}: damaged, or edited by hand ({error!r}); {rebuild}") from error
+        return codebook
+
+    def _check(self) -> None:
+        """Raise unless every target has each curve of each other contrast once, with usable numbers."""
+        for control_values in self.curves.values():
+            BezierIntensity(control_values)
+        for target, entries in self.entries.items():
+            found = sorted((e.source, e.curve) for e in entries)
+            if found != sorted((s, k) for s in self.contrasts.names if s != target for k in self.curves):
+                raise ValueError(f"the entries of {target!r} are not each curve of each other contrast once")
+            for e in entries:
+                if not (e.count >= 0 and -1.001 <= e.similarity <= 1.001 and 0 <= e.scale < math.inf):
+                    raise ValueError(f"the entry {e} of {target!r} has a number out of range")
 
 
 @torch.no_grad()
@@ -215,19 +235,32 @@ def build_codebook(
 
     Raises:
         ValueError: the loader is empty.
+
+    Example::
+
+        >>> class MeanEncoder(torch.nn.Module):
+        ...     fingerprint, source = "mean", "this example"
+        ...     def forward(self, images):
+        ...         return images.mean(dim=-1)
+        >>> image = torch.rand(2, 3, 8, 8)
+        >>> batch = {"image": image, "region": torch.ones(2, 1, 8, 8, dtype=torch.uint8), "subject": ["a", "b"]}
+        >>> book = build_codebook([batch], MeanEncoder(), "adni", progress=False)
+        >>> book.num_slices, book.lookup("pd", ["t1", "t2"]).source in ("t1", "t2")
+        (2, True)
     """
     if isinstance(contrasts, str):
         contrasts = get_contrast_set(contrasts)
     curves = dict(BEZIER_CURVES if curves is None else curves)
-    transforms = {name: BezierIntensity(values) for name, values in curves.items()}
+    transforms = [BezierIntensity(values) for values in curves.values()]
+    unchanged = [tuple(values) == BEZIER_CURVES["unchanged"] for values in curves.values()]
     statistics = _Statistics(len(contrasts), len(curves))
     subjects: set[str] = set()
     for batch in tqdm(loader, desc="codebook", unit="batch", disable=not progress):
         image = batch["image"].to(device)  # (B, C, H, W)
         brain = batch["region"].to(device) > 0  # (B, 1, H, W)
-        variants = torch.stack([t(image, brain) for t in transforms.values()], dim=2)  # (B, C, K, H, W)
-        features = _variant_features(variants, batch.get("features"), list(curves), encoder)  # (B, C, K, D)
+        variants = torch.stack([t(image, brain) for t in transforms], dim=2)  # (B, C, K, H, W)
         target = batch["features"].to(device) if "features" in batch else encoder(image)  # (B, C, D)
+        features = _variant_features(variants, target, unchanged, encoder)  # (B, C, K, D)
         statistics.update(target, features, image, variants, brain)
         subjects.update(batch["subject"])
     if not subjects:
@@ -236,8 +269,8 @@ def build_codebook(
         contrasts=contrasts,
         entries=statistics.entries(contrasts, list(curves)),
         curves=curves,
-        encoder_fingerprint=encoder.fingerprint,
-        encoder_source=encoder.source,
+        encoder_fingerprint=str(encoder.fingerprint),
+        encoder_source=str(encoder.source),
         subjects=hashlib.sha256("\n".join(sorted(subjects)).encode()).hexdigest(),
         num_subjects=len(subjects),
         num_slices=statistics.slices,
@@ -245,17 +278,15 @@ def build_codebook(
 
 
 def _variant_features(
-    variants: torch.Tensor, cached: torch.Tensor | None, curves: Sequence[str], encoder: torch.nn.Module
+    variants: torch.Tensor, target: torch.Tensor, unchanged: Sequence[bool], encoder: torch.nn.Module
 ) -> torch.Tensor:
-    """Features ``(B, C, K, D)`` of every variant; those of the unchanged contrasts from the cache where it has them."""
-    reuse = cached is not None and "unchanged" in curves
-    encode = [k for k, name in enumerate(curves) if not (reuse and name == "unchanged")]
-    b, c, _, h, w = variants.shape
-    encoded = encoder(variants[:, :, encode].reshape(b, c * len(encode), h, w))  # (B, C·K', D)
-    features = encoded.new_empty(b, c, len(curves), encoded.shape[-1])
-    features[:, :, encode] = encoded.reshape(b, c, len(encode), -1)
-    if reuse and cached is not None:
-        features[:, :, curves.index("unchanged")] = cached.to(encoded)
+    """Features ``(B, C, K, D)`` of every variant; those of an unchanged contrast are its own and not encoded again."""
+    b, c, k, h, w = variants.shape
+    features = target[:, :, None].repeat(1, 1, k, 1)  # (B, C, K, D)
+    changed = [i for i in range(k) if not unchanged[i]]
+    if changed:
+        encoded = encoder(variants[:, :, changed].reshape(b, c * len(changed), h, w))  # (B, C·K', D)
+        features[:, :, changed] = encoded.reshape(b, c, len(changed), -1)
     return features
 
 

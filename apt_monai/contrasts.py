@@ -28,11 +28,13 @@ class Contrast:
         name: the key under which dictionaries and file names carry it, such as ``"t1ce"``.
         label: the name that people read, such as ``"T1Gd"``.
         suffixes: the file-name suffixes (before ``.nii`` or ``.nii.gz``) that mean it.
+        bids: its suffix in BIDS, after ``ce_`` where BIDS names the contrast agent (``sub-01_ce-gadolinium_T1w``).
     """
 
     name: str
     label: str
     suffixes: tuple[str, ...]
+    bids: str
 
 
 @dataclass(frozen=True)
@@ -98,19 +100,19 @@ class ContrastSet:
 BRATS = ContrastSet(
     "brats",
     (
-        Contrast("flair", "FLAIR", ("flair", "t2f")),
-        Contrast("t1", "T1", ("t1", "t1n")),
-        Contrast("t1ce", "T1Gd", ("t1ce", "t1c")),
-        Contrast("t2", "T2", ("t2", "t2w")),
+        Contrast("flair", "FLAIR", ("flair", "t2f"), "FLAIR"),
+        Contrast("t1", "T1", ("t1", "t1n"), "T1w"),
+        Contrast("t1ce", "T1Gd", ("t1ce", "t1c"), "ce_T1w"),
+        Contrast("t2", "T2", ("t2", "t2w"), "T2w"),
     ),
     segmentation_suffixes=("seg",),
 )
 ADNI = ContrastSet(
     "adni",
     (
-        Contrast("t1", "T1", ("t1",)),
-        Contrast("t2", "T2", ("t2",)),
-        Contrast("pd", "PD", ("pd",)),
+        Contrast("t1", "T1", ("t1",), "T1w"),
+        Contrast("t2", "T2", ("t2",), "T2w"),
+        Contrast("pd", "PD", ("pd",), "PDw"),
     ),
 )
 CONTRAST_SETS = {s.name: s for s in (BRATS, ADNI)}

@@ -48,6 +48,13 @@ class FusionPrepareBatch(_Seeded, PrepareBatch):
 
     Args:
         seed: of the random subsets.
+
+    Example::
+
+        >>> batch = {"features": torch.rand(2, 4, 8), "subject": ["BraTS-GLI-00005-000", "BraTS-GLI-00006-000"]}
+        >>> features, patients, (available,), _ = FusionPrepareBatch()(batch)
+        >>> features.shape, patients, available.sum(dim=1)
+        (torch.Size([4, 4, 8]), ['BraTS-GLI-00005', 'BraTS-GLI-00006'], tensor([4, 4, 3, 3]))
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -80,6 +87,15 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
 
     Raises:
         ValueError: an unknown ``context``.
+
+    Example::
+
+        >>> from apt_monai.networks import MutualInformationFusion
+        >>> prepare = ContextPrepareBatch(DDPMScheduler(1000, schedule="cosine"), MutualInformationFusion(16, 2))
+        >>> batch = {"image": torch.zeros(2, 4, 8, 8), "features": torch.rand(2, 4, 16)}
+        >>> images, target, _, arguments = prepare(batch, "cpu")
+        >>> target.shape, arguments["timesteps"].shape, arguments["condition"].shape
+        (torch.Size([2, 4, 8, 8]), torch.Size([2]), torch.Size([2, 1, 512]))
     """
 
     def __init__(
@@ -112,7 +128,7 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
 
     def __call__(
         self,
-        batchdata: Mapping[str, Any],
+        batchdata: dict[str, Any],
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
@@ -130,7 +146,13 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
 
 
 def to_device(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
-    """A batch of slice samples with its tensors on ``device``."""
+    """A batch of slice samples with its tensors on ``device``.
+
+    Example::
+
+        >>> to_device({"image": torch.zeros(1), "subject": ["a"]}, "cpu")
+        {'image': tensor([0.]), 'subject': ['a']}
+    """
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
@@ -182,7 +204,14 @@ class SynthesisEvaluator(Evaluator):
 
 
 def mean_psnr(output: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Mean PSNR in dB over slices and contrasts of what :class:`SynthesisEvaluator` puts out; a validation metric."""
+    """Mean PSNR in dB over slices and contrasts of what :class:`SynthesisEvaluator` puts out; a validation metric.
+
+    Example::
+
+        >>> image = torch.zeros(2, 4, 16, 16)
+        >>> mean_psnr({"image": image, "synthesised": image + 0.2})
+        tensor(20.0000)
+    """
     b, c, h, w = output["image"].shape
     synthesised, acquired = (((output[k] + 1) / 2).reshape(b * c, 1, h, w) for k in ("synthesised", "image"))
     return psnr(synthesised, acquired).mean()
@@ -191,8 +220,8 @@ def mean_psnr(output: Mapping[str, torch.Tensor]) -> torch.Tensor:
 class StudyEvaluator(Evaluator):
     """Inference on whole studies: synthesises the absent contrasts of every slice, in batches of slices.
 
-    ``engine.state.output`` is the loaded study with ``"synthesised"`` ``(C, X, Y, Z)`` in [-1, 1], where the channels of
-    the acquired contrasts are those that were acquired, and ``"prior_sources"`` (absent contrast to the acquired
+    ``engine.state.output`` is the loaded study with ``"synthesised"`` ``(C, X, Y, Z)`` in [-1, 1], where the channels
+    of the acquired contrasts are those that were acquired, and ``"prior_sources"`` (absent contrast to the acquired
     contrast that its prior came from); ``postprocessing`` gets it and writes it. Slices without brain stay background.
 
     Args:
@@ -203,6 +232,9 @@ class StudyEvaluator(Evaluator):
         slice_batch_size: how many slices go through the network together.
         postprocessing: a transform of the study, such as :class:`apt_monai.data.SaveSyntheticStudyd`.
         val_handlers: as in MONAI's evaluators.
+
+    Raises:
+        ValueError: ``slice_batch_size`` is below 1.
     """
 
     def __init__(
@@ -215,9 +247,9 @@ class StudyEvaluator(Evaluator):
         postprocessing: Transform | Callable | None = None,
         val_handlers: Sequence | None = None,
     ) -> None:
-        super().__init__(
-            device=device, val_data_loader=val_data_loader, val_handlers=val_handlers, decollate=False
-        )
+        if slice_batch_size < 1:
+            raise ValueError(f"slice_batch_size is {slice_batch_size}: valid is 1 or more")
+        super().__init__(device=device, val_data_loader=val_data_loader, val_handlers=val_handlers, decollate=False)
         self.synthesizer = synthesizer
         self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
         self.slice_batch_size = slice_batch_size

@@ -55,7 +55,7 @@ def step_pairs(start_step: int, sampling_steps: int) -> list[tuple[int, int]]:
 def _frozen(network: torch.nn.Module) -> Iterator[None]:
     """No weight gradients meanwhile: guidance differentiates with respect to the image alone."""
     trainable = [p for p in network.parameters() if p.requires_grad]
-    training = network.training
+    training = [m for m in network.modules() if m.training]
     network.eval()
     for p in trainable:
         p.requires_grad_(False)
@@ -64,7 +64,8 @@ def _frozen(network: torch.nn.Module) -> Iterator[None]:
     finally:
         for p in trainable:
             p.requires_grad_(True)
-        network.train(training)
+        for m in training:
+            m.training = True
 
 
 class TwoStageInferer(DiffusionInferer):
@@ -81,13 +82,13 @@ class TwoStageInferer(DiffusionInferer):
         scheduler: the noise schedule over T training steps, and what the network predicts (``prediction_type``).
         start_step: M, 1 to T.
         sampling_steps: S, 1 to M.
-        unroll_step: the step of stage 2, 1 to M.
+        unroll_step: the step of stage 2, 1 to M; without stage 2 it does not matter.
         unroll_iterations: N; 0 leaves stage 2 out.
         unroll_weight: w of Eq. 5, in [0, 1].
         guidance_scale: α of Eq. 4; 0 leaves the guidance out.
         guidance_gradient: ``"network"``: with respect to x_t, through the network (the paper). ``"image"``: with
-            respect to x̂0 itself. That gradient is zero in the missing channels, and the acquired ones are set to y right
-            after it: what remains is the replacement, without a backward pass, at about a third of the cost.
+            respect to x̂0 itself. That gradient is zero in the missing channels, and the acquired ones are set to y
+            right after it: what remains is the replacement, without a backward pass, at about a third of the cost.
         squared: take Eq. 4's norm squared, as printed. Its gradient grows with the residual and with the number of
             pixels, and at α = 20 it diverges; the default is the norm itself, as in the authors' code.
         next_step: how x̂0 becomes the next x_t: ``"forward"``: fresh forward noise (the authors' code);
@@ -96,6 +97,20 @@ class TwoStageInferer(DiffusionInferer):
 
     Raises:
         ValueError: a value outside its range; the message names it.
+
+    Example::
+
+        >>> scheduler = DDPMScheduler(1000, schedule="cosine")
+        >>> TwoStageInferer(scheduler).network_passes()
+        71
+        >>> class Network(torch.nn.Module):
+        ...     def forward(self, x, timesteps, context):
+        ...         return 0.1 * x
+        >>> inferer = TwoStageInferer(scheduler, sampling_steps=4, unroll_iterations=2)
+        >>> acquired, available = torch.zeros(1, 2, 8, 8), torch.tensor([[True, False]])
+        >>> result = inferer.synthesize(acquired, available, Network(), torch.ones(1, 16), seeds=[0])
+        >>> result.shape, bool((result[:, 0] == acquired[:, 0]).all())
+        (torch.Size([1, 2, 8, 8]), True)
     """
 
     def __init__(
@@ -116,8 +131,9 @@ class TwoStageInferer(DiffusionInferer):
         total = scheduler.num_train_timesteps
         _check("start_step (M)", start_step, 1, total, "the scheduler's number of training steps T")
         _check("sampling_steps (S)", sampling_steps, 1, start_step, "start_step (M)")
-        _check("unroll_step", unroll_step, 1, start_step, "start_step (M)")
         _check("unroll_iterations (N)", unroll_iterations, 0)
+        if unroll_iterations:
+            _check("unroll_step", unroll_step, 1, start_step, "start_step (M)")
         _check("unroll_weight (w)", unroll_weight, 0, 1)
         _check("guidance_scale (α)", guidance_scale, 0)
         _check_choice("guidance_gradient", guidance_gradient, ("network", "image"))
@@ -133,7 +149,7 @@ class TwoStageInferer(DiffusionInferer):
         self.next_step = next_step
         self.amp = amp
 
-    def __call__(self, inputs: torch.Tensor, diffusion_model: torch.nn.Module, *args: Any, **kwargs: Any):
+    def __call__(self, inputs: torch.Tensor, diffusion_model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """MONAI's training forward pass (Eq. 2's ε_θ, or what ``prediction_type`` says), under autocast if ``amp``."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
             prediction = super().__call__(inputs, diffusion_model, *args, **kwargs)
@@ -156,13 +172,18 @@ class TwoStageInferer(DiffusionInferer):
             available: the mask m, ``(B, C)`` bool, True = acquired; it may differ from slice to slice.
             network: ε_θ, called as ``network(x=…, timesteps=…, context=…)``.
             context: z, ``(B, D)``.
-            seeds: one seed a slice (:func:`slice_seed`).
+            seeds: B, one seed a slice (:func:`slice_seed`).
             prior: ``(B, C, H, W)`` in [-1, 1], used in the missing channels. None: they start as pure noise.
             progress: called with 1 after each network pass.
 
         Returns:
             ``(B, C, H, W)`` in [-1, 1]: the acquired channels are ``acquired``, bit for bit.
+
+        Raises:
+            ValueError: not one seed a slice.
         """
+        if len(seeds) != len(acquired):
+            raise ValueError(f"there are {len(seeds)} seeds for {len(acquired)} slices: each slice needs its own")
         known = available[:, :, None, None]  # (B, C, 1, 1)
         y = torch.where(known, acquired, torch.zeros_like(acquired))
         generators = [torch.Generator(acquired.device).manual_seed(s) for s in seeds]
@@ -291,6 +312,19 @@ class Synthesizer:
         codebook: where priors come from; None starts the missing channels as pure noise (the paper's "U").
         encoder: the vision encoder; not needed where batches hold ``"features"``.
         seed: the run's seed; a slice's noise is drawn from (seed, subject, slice).
+
+    Example::
+
+        >>> from apt_monai.networks import MutualInformationFusion
+        >>> class Network(torch.nn.Module):
+        ...     def forward(self, x, timesteps, context):
+        ...         return 0.1 * x
+        >>> inferer = TwoStageInferer(DDPMScheduler(1000, schedule="cosine"), sampling_steps=2, unroll_iterations=1)
+        >>> synthesizer = Synthesizer(Network(), MutualInformationFusion(16, 2, out_dim=8), inferer)
+        >>> batch = {"image": torch.zeros(1, 4, 8, 8), "region": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+        ...          "features": torch.rand(1, 4, 16), "subject": ["BraTS2021_00000"], "slice": [70]}
+        >>> synthesizer(batch, torch.tensor([[True, True, True, False]]))["image"].shape
+        torch.Size([1, 4, 8, 8])
     """
 
     def __init__(
@@ -322,11 +356,15 @@ class Synthesizer:
             progress: called with 1 after each network pass.
 
         Returns:
-            ``"image"``: ``(B, C, H, W)``, the acquired channels bit for bit, the missing ones synthesised and -1 outside
-            the brain; ``"prior"``: the same with the priors in the missing channels (absent without a codebook).
+            ``"image"``: ``(B, C, H, W)`` in [-1, 1], the acquired channels bit for bit, the missing ones synthesised
+            and -1 outside the brain; ``"prior"``: the same with the priors in the missing channels (absent without a
+            codebook).
+
+        Raises:
+            ValueError: a slice has no acquired contrast; or there is neither a cached feature nor an encoder.
         """
         image, brain = batch["image"], batch["region"] > 0
-        if not (available.any(dim=1)).all():
+        if not available.any(dim=1).all():
             raise ValueError("a slice has no acquired contrast: at least one is needed to synthesise the others")
         known = available[:, :, None, None]  # (B, C, 1, 1)
         acquired = torch.where(known, image, torch.full_like(image, -1.0))
@@ -350,7 +388,7 @@ class Synthesizer:
 
 
 def _check(name: str, value: float, low: float, high: float | None = None, high_name: str = "") -> None:
-    if value < low or (high is not None and value > high):
+    if not value >= low or (high is not None and not value <= high):  # so that NaN is refused too
         upper = "" if high is None else f" to {high}" + (f", {high_name}" if high_name else "")
         raise ValueError(f"{name} is {value}: valid is {low}{upper or ' or more'}")
 

@@ -346,12 +346,19 @@ def find_bundle_root(name: str) -> str:
     MONAI does not tell a config where it lies; ``--bundle_root DIR`` on the command line overrides what is found here.
 
     Raises:
-        ModelError: there is no such bundle in any of these places.
+        ModelError: there is no such bundle in any of these places, or its metadata.json cannot be read.
+
+    Example::
+
+        >>> with complete_file("bundles/apt_example/configs/metadata.json") as partial:
+        ...     _ = partial.write_text('{"name": "apt_example"}')
+        >>> Path(find_bundle_root("apt_example")).relative_to(Path.cwd()).as_posix()
+        'bundles/apt_example'
     """
     places = [Path.cwd(), Path.cwd() / "bundles" / name, Path(__file__).resolve().parents[1] / "bundles" / name]
     for place in places:
         metadata = place / "configs" / "metadata.json"
-        if metadata.is_file() and json.loads(metadata.read_text(encoding="utf-8")).get("name") == name:
+        if metadata.is_file() and _read_settings(metadata).get("name") == name:
             return str(place)
     raise ModelError(
         f"the bundle {name} is neither the working directory nor in bundles/{name}; "

@@ -173,7 +173,8 @@ def draw_codebook(path: str | Path, codebook: PriorCodebook, examples: Mapping[s
     Args:
         path: the picture.
         codebook: the codebook.
-        examples: slice samples, collated: of the first one each contrast is shown beside its prior from the others.
+        examples: slice samples, collated: of the one with the most brain, each contrast is shown beside its prior from
+            the others.
 
     Returns:
         ``path``.
@@ -239,10 +240,11 @@ def draw_codebook(path: str | Path, codebook: PriorCodebook, examples: Mapping[s
 
 
 def _draw_priors(figure: Any, codebook: PriorCodebook, examples: Mapping[str, Any], labels: Mapping[str, str]) -> None:
-    """Each contrast of the first example above its prior from the other contrasts."""
+    """Each contrast of the example with the most brain above its prior from the other contrasts."""
     contrasts = codebook.contrasts
-    image: torch.Tensor = examples["image"][:1].cpu()  # (1, C, H, W)
-    brain = examples["region"][:1].cpu() > 0  # (1, 1, H, W)
+    one = int((examples["region"] > 0).flatten(1).sum(dim=1).argmax())
+    image: torch.Tensor = examples["image"][one : one + 1].cpu()  # (1, C, H, W)
+    brain = examples["region"][one : one + 1].cpu() > 0  # (1, 1, H, W)
     shown = (image[0].numpy() + 1) / 2  # (C, H, W)
     box = _brain_box(list(shown))
     grid = figure.subplots(2, len(contrasts), squeeze=False)

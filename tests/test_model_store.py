@@ -20,6 +20,7 @@ from apt_monai.model_store import (
     ModelError,
     complete_file,
     file_sha256,
+    find_bundle_root,
     find_model_dir,
     load_model_settings,
     load_weights,
@@ -229,3 +230,39 @@ def test_a_finished_step_is_skipped_until_its_file_is_deleted(tmp_path: Path, ca
     artefact.unlink()
     run_unless_finished("codebook", artefact, step)
     assert len(runs) == 2
+
+
+def make_bundle(folder: Path, name: str = "apt_test") -> Path:
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "metadata.json").write_text(json.dumps({"name": name}))
+    return folder
+
+
+def test_a_bundle_is_the_working_directory_or_in_its_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle(tmp_path / "bundles" / "apt_test")
+    for place in (tmp_path, bundle):
+        monkeypatch.chdir(place)
+        assert Path(find_bundle_root("apt_test")).samefile(bundle)
+
+
+def test_a_bundle_of_the_checkout_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bundle(tmp_path, "another")
+    monkeypatch.chdir(tmp_path)
+    assert Path(find_bundle_root("apt_brats")).samefile(Path(__file__).parents[1] / "bundles" / "apt_brats")
+
+
+def test_a_bundle_that_is_nowhere_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="the bundle apt_test is neither .* --bundle_root DIR"):
+        find_bundle_root("apt_test")
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_bundle_with_damaged_metadata_is_one_clear_error(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path)
+    (bundle / "configs" / "metadata.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="metadata.json: "):
+        find_bundle_root("apt_test")

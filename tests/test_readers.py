@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny_dicom import write_series
 
 from apt_monai.contrasts import BRATS
-from apt_monai.data import read_studies
-from apt_monai.transforms import StudyError
+from apt_monai.data import patient, read_studies
+from apt_monai.transforms import StudyError, read_volume
 
 BRATS_2021 = ("flair", "t1", "t1ce", "t2", "seg")
 BRATS_2023 = ("t2f", "t1n", "t1c", "t2w", "seg")
@@ -125,3 +128,252 @@ def test_an_incomplete_study_is_an_error_where_all_are_required(tmp_path: Path) 
 def test_an_unknown_dataset_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown dataset 'ixi'"):
         read_studies(tmp_path, "ixi")
+
+
+# BIDS
+
+
+def test_bids_sessions_are_studies(tmp_path: Path) -> None:
+    anat = tmp_path / "sub-01" / "ses-01" / "anat"
+    touch(anat, "sub-01_ses-01_acq-mprage_T1w.nii.gz", "sub-01_ses-01_T2w.nii", "sub-01_ses-01_PDw.nii.gz")
+    touch(tmp_path / "sub-01" / "ses-02" / "anat", "sub-01_ses-02_T1w.nii.gz", "sub-01_ses-02_T1w.json")
+    touch(tmp_path / "sub-02" / "anat", "sub-02_T1w.nii.gz")
+    touch(tmp_path / "derivatives" / "tool" / "sub-01" / "anat", "sub-01_T1w.nii.gz")
+    touch(tmp_path, "dataset_description.json", "participants.tsv")
+    studies = read_studies(tmp_path, "adni")
+    assert [s["subject"] for s in studies] == ["sub-01_ses-01", "sub-01_ses-02", "sub-02"]
+    assert studies[0] == {
+        "subject": "sub-01_ses-01",
+        "t1": str(anat / "sub-01_ses-01_acq-mprage_T1w.nii.gz"),
+        "t2": str(anat / "sub-01_ses-01_T2w.nii"),
+        "pd": str(anat / "sub-01_ses-01_PDw.nii.gz"),
+    }
+    assert [set(s) for s in studies[1:]] == [{"subject", "t1"}] * 2
+
+
+def test_one_bids_subject_is_accepted(tmp_path: Path) -> None:
+    touch(tmp_path / "sub-01" / "ses-01" / "anat", "sub-01_ses-01_T1w.nii.gz")
+    assert read_studies(tmp_path / "sub-01", "adni") == read_studies(tmp_path, "adni")
+
+
+def test_the_sessions_of_a_bids_subject_are_of_one_patient() -> None:
+    assert patient("sub-01_ses-01") == patient("sub-01_ses-02") == "sub-01"
+
+
+@pytest.mark.parametrize("agent", ["ce-gadolinium", "ce-GADOLINIUM_run-1", "acq-3d_ce-Gd"])
+def test_in_bids_t1_with_a_contrast_agent_is_t1gd(tmp_path: Path, agent: str) -> None:
+    touch(tmp_path / "sub-1" / "anat", "sub-1_T1w.nii.gz", f"sub-1_{agent}_T1w.nii.gz", "sub-1_FLAIR.nii.gz")
+    (study,) = read_studies(tmp_path, "brats")
+    assert {key: Path(path).name for key, path in study.items() if key != "subject"} == {
+        "t1": "sub-1_T1w.nii.gz", "t1ce": f"sub-1_{agent}_T1w.nii.gz", "flair": "sub-1_FLAIR.nii.gz",
+    }  # fmt: skip
+
+
+def test_in_bids_a_scan_with_a_contrast_agent_is_never_taken_for_one_without(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "sub-1" / "anat", "sub-1_ce-gadolinium_T1w.nii.gz", "sub-1_T2w.nii.gz", "sub-1_T2star.nii.gz")
+    with caplog.at_level(logging.INFO):
+        assert set(read_studies(tmp_path, "adni")[0]) == {"subject", "t2"}
+    assert "sub-1_ce-gadolinium_T1w.nii.gz: not a contrast of adni" in caplog.text
+    assert "sub-1_T2star.nii.gz: not a contrast of adni" in caplog.text
+
+
+def test_a_bids_session_without_contrast_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "sub-1" / "ses-a" / "anat", "sub-1_ses-a_T2star.nii.gz")
+    touch(tmp_path / "sub-1" / "ses-b" / "anat", "sub-1_ses-b_T1w.nii.gz")
+    assert [s["subject"] for s in read_studies(tmp_path, "adni")] == ["sub-1_ses-b"]
+    assert "left out" in caplog.text and "ses-a" in caplog.text
+
+
+def test_a_bids_dataset_without_any_contrast_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path / "sub-1" / "anat", "sub-1_T2star.nii.gz")
+    with pytest.raises(StudyError, match="no session has a contrast of adni; .* T1w, T2w, PDw"):
+        read_studies(tmp_path, "adni")
+
+
+def test_two_runs_in_bids_are_an_error_that_a_series_mapping_settles(tmp_path: Path) -> None:
+    anat = touch(tmp_path / "sub-1" / "anat", "sub-1_run-1_T1w.nii.gz", "sub-1_run-2_T1w.nii.gz", "sub-1_T2w.nii.gz")
+    touch(tmp_path / "sub-1" / "func", "sub-1_bold.nii.gz")
+    touch(tmp_path / "derivatives" / "anat", "x_run-2_T1w.nii.gz")
+    with pytest.raises(StudyError, match="a second file for t1, beside sub-1_run-1_T1w.nii.gz; .* series mapping"):
+        read_studies(tmp_path, "adni")
+    assert read_studies(tmp_path, "adni", series={"*_run-2_T1w": "t1", "*": None}) == [
+        {"subject": "sub-1", "t1": str(anat / "sub-1_run-2_T1w.nii.gz")}
+    ]
+
+
+def test_folders_called_like_bids_without_anat_are_read_by_suffix(tmp_path: Path) -> None:
+    touch(tmp_path / "sub-01_ses-01", "sub-01_ses-01_t1.nii.gz")
+    assert set(read_studies(tmp_path, "adni")[0]) == {"subject", "t1"}
+
+
+# a series mapping
+
+ADNI_SERIES = {"MPRAGE*": "t1", "Axial_PD_T2_FSE": {"pd": 1, "t2": 2}, "*localizer*": None}
+
+
+def adni_archive(folder: Path) -> Path:
+    """Two visits as ADNI's archive gives them: T1, PD and T2; then T1 alone, as NIfTI."""
+    subject = folder / "ADNI" / "002_S_0413"
+    volume = np.ones((3, 4, 2), np.int16)
+    write_series(subject / "MPRAGE" / "2006-05-02_12_31_52.0" / "I14782", volume, description="MPRAGE")
+    dual = subject / "Axial_PD_T2_FSE" / "2006-05-02_12_40_00.0" / "I14790"
+    for echo in (1, 2):
+        write_series(dual, volume, name=f"{echo}_{{}}.dcm", echo_time=40 * echo, description="Axial PD/T2 FSE")
+    write_series(
+        subject / "3-plane_Localizer" / "2006-05-02_12_30_00.0" / "I14780", volume, description="3-plane Localizer"
+    )
+    touch(subject / "MPRAGE_repeat" / "2007-06-01_09_00_00.0" / "I60000", "ADNI_002_S_0413_MR_MPRAGE_I60000.nii")
+    touch(folder / "ADNI", "metadata.xml")
+    return folder / "ADNI"
+
+
+def test_adnis_archive_is_read_by_visit(tmp_path: Path) -> None:
+    root = adni_archive(tmp_path)
+    subject = root / "002_S_0413"
+    dual = subject / "Axial_PD_T2_FSE" / "2006-05-02_12_40_00.0" / "I14790"
+    assert read_studies(root, "adni", series=ADNI_SERIES) == [
+        {
+            "subject": "002_S_0413_2006-05-02",
+            "t1": str(subject / "MPRAGE" / "2006-05-02_12_31_52.0" / "I14782"),
+            "pd": f"{dual}::echo=1",
+            "t2": f"{dual}::echo=2",
+        },
+        {
+            "subject": "002_S_0413_2007-06-01",
+            "t1": str(
+                subject / "MPRAGE_repeat" / "2007-06-01_09_00_00.0" / "I60000" / "ADNI_002_S_0413_MR_MPRAGE_I60000.nii"
+            ),
+        },
+    ]
+    assert read_volume(f"{dual}::echo=2")[0].shape == (3, 4, 2)
+    assert patient("002_S_0413_2006-05-02") == patient("002_S_0413_2007-06-01") == "002_S_0413"
+
+
+def test_the_mapping_may_be_a_json_file(tmp_path: Path) -> None:
+    root = adni_archive(tmp_path)
+    file = tmp_path / "series.json"
+    file.write_text(json.dumps(ADNI_SERIES))
+    assert read_studies(root, "adni", series=file) == read_studies(root, "adni", series=ADNI_SERIES)
+
+
+def test_series_that_no_pattern_fits_are_all_listed_with_what_to_add(tmp_path: Path) -> None:
+    root = adni_archive(tmp_path)
+    with pytest.raises(StudyError, match="no pattern of the series mapping fits") as caught:
+        read_studies(root, "adni", series={"MPRAGE": "t1"})
+    for expected in (
+        '"Axial_PD_T2_FSE": ...   (1, such as',
+        '"3-plane_Localizer": ...',
+        '"MPRAGE_repeat": ...',
+        "I6000",
+    ):
+        assert expected in str(caught.value)
+    assert '"MPRAGE": ...' not in str(caught.value)
+
+
+def test_a_listed_name_can_be_pasted_as_a_pattern(tmp_path: Path) -> None:
+    touch(tmp_path / "a" / "MPRAGE [RL]*", "x.nii")
+    with pytest.raises(StudyError, match="no pattern") as caught:
+        read_studies(tmp_path, "adni", series={"x?": "t1", "y": None})
+    assert '"x": ...' in str(caught.value)
+    touch(tmp_path / "b" / "T1 [RL]*" / "2006-05-02", "y.nii")
+    with pytest.raises(StudyError, match="no pattern") as caught:
+        read_studies(tmp_path, "adni", series={"x": "t1"})
+    pasted = json.loads(str(caught.value).splitlines()[-1].split(": ...")[0])
+    assert [s["subject"] for s in read_studies(tmp_path, "adni", series={"x": None, pasted: "t1"})] == ["b_2006-05-02"]
+
+
+def test_the_first_pattern_that_fits_counts_whatever_the_case(tmp_path: Path) -> None:
+    touch(tmp_path / "a" / "Sag_T1", "x.nii")
+    touch(tmp_path / "a" / "Sag_T1_repeat", "y.nii")
+    (study,) = read_studies(tmp_path, "adni", series={"*T1_REPEAT": None, "sag_t1*": "t1", "*": "t2"})
+    assert study == {"subject": "a", "t1": str(tmp_path / "a" / "Sag_T1" / "x.nii")}
+
+
+def test_two_series_for_one_contrast_are_an_error_that_an_image_number_settles(tmp_path: Path) -> None:
+    for image in ("I1", "I2"):
+        touch(tmp_path / "a" / "MPRAGE" / "2006-05-02_12_31_52.0" / image, "x.nii")
+    with pytest.raises(StudyError, match=r"a second series for t1 in study a_2006-05-02, .*MPRAGE/2006.*/I2/x\": null"):
+        read_studies(tmp_path, "adni", series={"MPRAGE": "t1"})
+    (study,) = read_studies(tmp_path, "adni", series={"MPRAGE/*/I1/*": None, "MPRAGE": "t1"})
+    assert study["t1"].endswith("I2/x.nii")
+
+
+def test_a_folder_of_mixed_dicom_files_is_one_study_of_series_known_by_their_description(tmp_path: Path) -> None:
+    volume = np.ones((3, 4, 2), np.int16)
+    folder = tmp_path / "CD1"
+    write_series(folder, volume, name="a{}", series="1.1", description="t1 mprage sag")
+    write_series(folder, volume, name="b{}", series="1.2", description="pd+t2", echo_time=10)
+    write_series(folder, volume, name="c{}", series="1.2", description="pd+t2", echo_time=90)
+    mapping = {"t1*": "t1", "pd+t2": {"pd": 1, "t2": 2}}
+    expected = {"t1": f"{folder}::1.1", "pd": f"{folder}::1.2::echo=1", "t2": f"{folder}::1.2::echo=2"}
+    assert read_studies(folder, "adni", series=mapping) == [{"subject": "CD1", **expected}]
+    assert read_studies(tmp_path, "adni", series=mapping) == [{"subject": "CD1", **expected}]
+    assert read_volume(expected["t2"])[0].shape == (3, 4, 2)
+
+
+def test_folders_with_meaningless_names_are_known_by_their_series_description(tmp_path: Path) -> None:
+    write_series(tmp_path / "case" / "ST0" / "SE7", np.ones((3, 4, 2), np.int16), description="Ax T2 FLAIR")
+    assert read_studies(tmp_path, "brats", series={"ax t2 flair": "flair"}) == [
+        {"subject": "case", "flair": str(tmp_path / "case" / "ST0" / "SE7")}
+    ]
+
+
+def test_files_of_any_name_are_mapped_segmentations_too(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "a", "scan_e1.nii.gz", "tumour.nii.gz", "x_SYNTHETIC.nii.gz")
+    assert read_studies(tmp_path, "brats", series={"*_e1": "t1", "tumour": "seg"}) == [
+        {"subject": "a", "t1": str(folder / "scan_e1.nii.gz"), "seg": str(folder / "tumour.nii.gz")}
+    ]
+
+
+def test_a_study_with_nothing_mapped_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path / "a", "scout.nii")
+    touch(tmp_path / "b", "scan.nii")
+    assert [s["subject"] for s in read_studies(tmp_path, "adni", series={"scan": "t1", "*": None})] == ["b"]
+    assert "left out study a" in caplog.text
+    with pytest.raises(StudyError, match="no study found; expected a folder for each subject"):
+        read_studies(tmp_path, "adni", series={"*": None})
+
+
+def test_an_echo_of_a_nifti_file_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "dual.nii.gz")
+    with pytest.raises(StudyError, match=r"dual.nii.gz: is a NIfTI file, which has no echo 1 for pd"):
+        read_studies(tmp_path, "adni", series={"dual": {"pd": 1, "t2": 2}})
+
+
+def test_all_contrasts_can_be_required_of_mapped_studies(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="study '002_S_0413_2007-06-01' .* lacks t2, pd"):
+        read_studies(adni_archive(tmp_path), "adni", require_all=True, series=ADNI_SERIES)
+
+
+def test_dicom_without_a_mapping_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"002_S_0413: no acquired contrast found, but files in .*series mapping"):
+        read_studies(adni_archive(tmp_path), "adni")
+    write_series(tmp_path / "CD1", np.ones((3, 4, 2), np.int16))
+    with pytest.raises(StudyError, match=r"CD1: holds DICOM files; .*series mapping"):
+        read_studies(tmp_path / "CD1", "adni")
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [{"a": "flair"}, {"a": {"pd": 0}}, {"a": {"pd": "1"}}, {"a": {"dwi": 1}}, {"a": {}}, {"a": ["t1"]}, {1: "t1"}],
+)
+def test_a_mapping_to_something_else_is_an_error_that_names_the_entry(tmp_path: Path, mapping: dict) -> None:
+    with pytest.raises(
+        ValueError, match=r"series mapping: ('a'|1) is mapped to .*; valid are a contrast \(t1, t2, pd\)"
+    ):
+        read_studies(tmp_path, "adni", series=mapping)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '"t1"', '{"a": "t1", "a": "t2"}', None])
+def test_a_mapping_file_that_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, text: str | None) -> None:
+    file = tmp_path / "series.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match="series.json: (cannot be read as a series mapping|must map patterns)"):
+        read_studies(tmp_path, "adni", series=file)

@@ -1,14 +1,14 @@
-"""A digital head phantom: brain-MR studies with real anatomy, made from physics, with nothing to download.
+"""Data sets of the digital phantom: brain-MR studies with real anatomy, made from physics, with nothing to download.
 
-The anatomy is the MNI152 template (Fonov et al., NeuroImage 54:313, 2011) that nilearn's wheel ships. Each subject is a
-smooth random deformation of it; each tissue has a T1, a T2 and a proton density; the signal equations of spin echo and
-inversion recovery turn these into contrasts. So the contrasts of a subject agree as those of a real head do (the same
-edges, other intensities), and what gadolinium does is visible in T1Gd alone.
+``brats``
+    Skull-stripped cases with a tumour, FLAIR, T1, T1Gd, T2 and a segmentation, named and stored as BraTS 2021's.
+``adni-raw``
+    ADNI-like studies as a scanner gives them, with the whole head, to be preprocessed: T1 as a sagittal 3D scan, PD and
+    T2 as axial slices, and between the two the head has moved.
+``adni``
+    The same heads as preprocessing would give them at its best: skull-stripped, on one axial grid, ready to train on.
 
-Everything random comes from (seed, subject), in millimetres: a subject has the same anatomy and tumour on every grid,
-and with the same libraries the same seed gives the same bytes.
-
-Head coordinates are millimetres from the middle of the field of view, x to the right, y to the front, z up (RAS+).
+The heads are those of :mod:`apt_monai.data.phantom_head`.
 
 Example::
 
@@ -24,176 +24,40 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import BSpline
-from scipy.ndimage import binary_closing, gaussian_filter, map_coordinates
+from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
-from scipy.special import expit, softmax
+from scipy.special import expit
 from tqdm import tqdm
 
-from apt_monai.contrasts import BRATS, get_contrast_set
-
-Volume = NDArray[np.float32]
-Real = float | NDArray[np.floating[Any]]
+from apt_monai.contrasts import ADNI, BRATS
+from apt_monai.data.phantom_head import (
+    SEQUENCES,
+    Grid,
+    Population,
+    PulseSequence,
+    Volume,
+    acquire,
+    ideal_signal,
+    load_template,
+    magnitude_image,
+    make_head,
+    smooth_noise,
+    vary_timing,
+    whole_head_signals,
+)
 
 VERSION = 1  # of the phantom: raise it whenever the same seed no longer gives the same bytes
 RECORD_NAME = "phantom.json"
-
-
-# Physics: tissues, sequences and the signal equations
-
-
-@dataclass(frozen=True)
-class Tissue:
-    """What the signal equations know of a tissue.
-
-    Args:
-        t1: longitudinal relaxation time in ms.
-        t2: transverse relaxation time in ms.
-        pd: proton density relative to water, in [0, 1].
-        gadolinium: concentration of contrast agent after injection, in mmol/L.
-    """
-
-    t1: float
-    t2: float
-    pd: float
-    gadolinium: float = 0.0
-
-
-#: The tissues at 3 T. Grey and white matter: T1 and T2 of Wansapura et al., J Magn Reson Imaging 9:531 (1999). Blood:
-#: T1 and T2 of Stanisz et al., Magn Reson Med 54:507 (2005), its density lowered for the signal that flows away. CSF:
-#: T1 of Rooney et al., Magn Reson Med 57:308 (2007). Proton densities: relative water contents, after Whittall et al.,
-#: Magn Reson Med 37:34 (1997). The T2 of CSF, the tumour tissues and all concentrations are assumptions, not
-#: measurements: set between white matter and water so that a tumour looks as it does in BraTS.
-TISSUES: Mapping[str, Tissue] = MappingProxyType(
-    {
-        "csf": Tissue(4300.0, 2000.0, 1.0),
-        "grey": Tissue(1331.0, 110.0, 0.82),
-        "white": Tissue(832.0, 79.6, 0.70),
-        "blood": Tissue(1932.0, 275.0, 0.40, gadolinium=1.5),
-        "oedema": Tissue(1450.0, 170.0, 0.82),
-        "enhancing": Tissue(1550.0, 140.0, 0.82, gadolinium=0.22),
-        "necrosis": Tissue(2600.0, 380.0, 0.93),
-    }
-)
-
-#: T1 relaxivity of gadobutrol in plasma at 3 T, in L/(mmol s): Szomolanyi et al., Invest Radiol 54:559 (2019).
-RELAXIVITY = 4.97
-
-
-@dataclass(frozen=True)
-class PulseSequence:
-    """A spin echo, or an inversion recovery where an inversion time is given.
-
-    Args:
-        tr: repetition time in ms.
-        te: echo time in ms.
-        ti: inversion time in ms; None for a spin echo.
-        gadolinium: whether it is acquired after the contrast agent was injected.
-    """
-
-    tr: float
-    te: float
-    ti: float | None = None
-    gadolinium: bool = False
-
-
-_T1_WEIGHTED = PulseSequence(tr=2000.0, te=4.0, ti=950.0)
-#: The sequence of each contrast, under the contrasts' names of both datasets.
-SEQUENCES: Mapping[str, PulseSequence] = MappingProxyType(
-    {
-        "flair": PulseSequence(tr=9000.0, te=120.0, ti=2480.0),
-        "t1": _T1_WEIGHTED,
-        "t1ce": replace(_T1_WEIGHTED, gadolinium=True),
-        "t2": PulseSequence(tr=4500.0, te=100.0),
-        "pd": PulseSequence(tr=4500.0, te=15.0),
-    }
-)
-
-
-def spin_echo(pd: Real, t1: Real, t2: Real, tr: float, te: float) -> Real:
-    """The signal of a spin echo, relative to the equilibrium signal of water.
-
-    Args:
-        pd: proton density, in [0, 1].
-        t1, t2: relaxation times in ms.
-        tr, te: repetition and echo time in ms.
-
-    Example::
-
-        >>> round(float(spin_echo(pd=0.7, t1=832.0, t2=79.6, tr=4500.0, te=100.0)), 3)
-        0.198
-    """
-    # S = PD (1 - exp(-TR / T1)) exp(-TE / T2)
-    return pd * (1 - np.exp(-tr / t1)) * np.exp(-te / t2)
-
-
-def inversion_recovery(pd: Real, t1: Real, t2: Real, tr: float, te: float, ti: float) -> Real:
-    """The signed signal of an inversion recovery, relative to the equilibrium signal of water.
-
-    Args:
-        pd: proton density, in [0, 1].
-        t1, t2: relaxation times in ms.
-        tr, te, ti: repetition, echo and inversion time in ms.
-
-    Example::
-
-        >>> round(float(inversion_recovery(pd=1.0, t1=4300.0, t2=2000.0, tr=9000.0, te=120.0, ti=2480.0)), 2)
-        -0.0
-    """
-    # S = PD (1 - 2 exp(-TI / T1) + exp(-TR / T1)) exp(-TE / T2)
-    return pd * (1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1)) * np.exp(-te / t2)
-
-
-def shorten_t1(t1: Real, concentration: Real) -> Real:
-    """T1 in ms once a contrast agent of that concentration (mmol/L) has reached the tissue.
-
-    Example::
-
-        >>> round(float(shorten_t1(1550.0, 0.45)))
-        347
-    """
-    # 1 / T1' = 1 / T1 + r1 c
-    return 1 / (1 / t1 + RELAXIVITY / 1000 * concentration)
-
-
-# Space: grids and smooth random fields
-
-HEAD_EXTENT = 130.0  # mm: random fields cover head coordinates in [-130, 130], more than any field of view here
-HEAD_BOX = (88.0, 108.0, 94.0)  # mm: no brain reaches further to the sides, to front and back, up and down
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A voxel grid that is aligned with the head: shape, and affine from voxel to world millimetres (RAS+).
-
-    Args:
-        shape: voxels along each axis.
-        affine: 4×4, diagonal but for the origin.
-    """
-
-    shape: tuple[int, int, int]
-    affine: NDArray[np.float64]
-
-    @property
-    def spacing(self) -> float:
-        """The largest voxel edge in mm."""
-        return float(np.abs(np.diag(self.affine)[:3]).max())
-
-    @property
-    def axes(self) -> tuple[NDArray[np.float64], ...]:
-        """Head coordinates in mm of the voxel centres along each axis."""
-        steps = np.diag(self.affine)[:3]
-        return tuple(step * (np.arange(n) - (n - 1) / 2) for step, n in zip(steps, self.shape, strict=True))
+TRUTH_NAME = ".truth"  # a hidden folder beside the studies
 
 
 def brats_grid(spacing: float = 1.0, shape: Sequence[int] | None = None) -> Grid:
@@ -211,377 +75,176 @@ def brats_grid(spacing: float = 1.0, shape: Sequence[int] | None = None) -> Grid
         >>> brats_grid(2.5).shape
         (96, 96, 62)
     """
-    if not 0 < spacing <= 10:
-        raise ValueError(f"spacing is {spacing} mm: valid is above 0 and at most 10; BraTS itself has 1")
+    _check_spacing(spacing)
     if shape is None:
         shape = tuple(round(n / spacing) for n in (240, 240, 155))
-    if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
-        raise ValueError(f"shape is {tuple(shape)}: valid are three whole numbers above 0, such as (240, 240, 155)")
-    x, y, z = (int(n) for n in shape)
+    checked = _check_shape(shape)
     steps = np.array([-spacing, -spacing, spacing])
-    affine = np.diag([*steps, 1.0])
-    affine[:3, 3] = [-119.5, 119.5, 77.0] - steps * (np.array([x, y, z]) - 1) / 2
-    return Grid((x, y, z), affine + 0.0)  # + 0.0: no negative zeros
+    return Grid(checked, _affine(checked, steps, np.array([-119.5, 119.5, 77.0])))
 
 
-def smooth_noise(axes: Sequence[NDArray[np.float64]], scale: float, rng: np.random.Generator) -> Volume:
-    """A smooth random field of mean 0 and variance 1: a cubic B-spline with a normal control value every `scale` mm.
+def adni_t1_grid(spacing: float = 1.0) -> Grid:
+    """The grid of the raw T1: 170 sagittal slices of 256×256 voxels of 1 mm, stored as (R, A, S), from crown to neck.
 
-    The control values do not depend on the axes: a coarse grid sees the same field as a fine one.
+    That is how dcm2niix stores a sagittal MPRAGE. World and head coordinates are the same.
 
     Args:
-        axes: head coordinates in mm along x, y and z.
-        scale: distance of the control values in mm.
-        rng: where the control values are drawn from.
-
-    Returns:
-        float32 of shape (len(x), len(y), len(z)).
-    """
-    n = math.ceil(2 * HEAD_EXTENT / scale) + 3
-    knots = scale * (np.arange(n + 4) - 3) - HEAD_EXTENT
-    field = rng.standard_normal((n, n, n), dtype=np.float32)
-    for axis in axes:  # each turn evaluates the first axis and moves it to the end
-        inside = np.clip(axis, -HEAD_EXTENT, HEAD_EXTENT)
-        basis = BSpline.design_matrix(inside, knots, 3).astype(np.float32)
-        rest = field.shape[1:]
-        field = (basis @ field.reshape(len(field), -1)).reshape(len(axis), *rest)
-        field = np.ascontiguousarray(np.moveaxis(field, 0, -1))
-    # The mean over a cell of a cubic B-spline's sum of squares is 151 / 315 along each axis
-    return field * np.float32((151 / 315) ** -1.5)
-
-
-def magnify(points: Volume, centre: ArrayLike, widths: ArrayLike, strength: float) -> Volume:
-    """Move sampling points so that what lies around a centre appears 1 / (1 - strength) times as large there.
-
-    Args:
-        points: (3, …) coordinates in mm.
-        centre: in mm.
-        widths: standard deviations in mm of the Gaussian within which it acts.
-        strength: in (-2, 1), below 0 to shrink.
-    """
-    column = (3, *[1] * (points.ndim - 1))
-    offset = points - np.asarray(centre, np.float32).reshape(column)
-    inner = np.exp(-0.5 * np.square(offset / np.asarray(widths, np.float32).reshape(column)).sum(axis=0))
-    return points - np.float32(strength) * inner * offset
-
-
-@dataclass(frozen=True)
-class Template:
-    """The MNI152 template: probability maps on a 1 mm grid, and the MNI coordinates in mm of their first voxel.
-
-    What of the brain is neither grey nor white matter is CSF.
-    """
-
-    brain: Volume
-    grey: Volume
-    white: Volume
-    origin: NDArray[np.float32]
-
-    def sample(self, name: str, points: Volume) -> Volume:
-        """The values of one map at (3, …) MNI coordinates in mm, linear between voxels, 0 outside."""
-        voxels = points - self.origin.reshape(3, *[1] * (points.ndim - 1))
-        return map_coordinates(getattr(self, name), voxels, order=1, output=np.float32)
-
-
-TEMPLATE_CENTRE = (0.0, -17.0, 5.0)  # MNI mm: the middle of the template's brain
-
-
-@lru_cache(maxsize=2)
-def load_template(spacing: float = 1.0) -> Template:
-    """Read the template from nilearn's wheel, smoothed for sampling at a spacing in mm. No network is used.
+        spacing: voxel edge in mm, above 0 and at most 10; the field of view stays.
 
     Raises:
-        ImportError: nilearn is not installed.
-    """
-    try:
-        from nilearn import datasets
-    except ImportError as error:
-        raise ImportError("the phantom's anatomy comes with nilearn: pip install 'apt_monai[phantom]'") from error
-    t1 = datasets.load_mni152_template(resolution=1)
-    grey, white = datasets.load_mni152_gm_template(resolution=1), datasets.load_mni152_wm_template(resolution=1)
-    brain = binary_closing(np.asarray(t1.dataobj) > 0, iterations=4)  # the template's T1 is skull-stripped
-    # What a voxel of that size averages, as a Gaussian of that width at half maximum
-    blur = math.sqrt(max(spacing, 1.0) ** 2 - 1) / 2.355
-    return Template(
-        gaussian_filter(brain.astype(np.float32), math.hypot(1.5, blur), mode="constant"),
-        gaussian_filter(np.asarray(grey.dataobj, np.float32), blur, mode="constant"),
-        gaussian_filter(np.asarray(white.dataobj, np.float32), blur, mode="constant"),
-        origin=t1.affine[:3, 3].astype(np.float32),
-    )
-
-
-# The subject
-
-
-@dataclass(frozen=True)
-class Population:
-    """How the subjects of a data set differ from one another; the defaults are those of BraTS. Ranges are uniform.
-
-    Args:
-        turn: standard deviation of the head's rotation about each axis, in degrees.
-        size: mean size along x, y and z, relative to the template.
-        size_spread: standard deviation of the size, of the whole and along each axis.
-        bends: (amplitude, scale) in mm of the smooth deformations.
-        ventricles: range of the strength with which :func:`magnify` widens the ventricles; below 0 it narrows them.
-        sulci: mean and standard deviation of the logarithmic weight of CSF among the tissues; more widens the sulci.
-        tumour: whether every subject has a tumour, or none.
-        core: range of the tumour core's radius in mm.
-        necrosis: range of the part of that radius up to which the core is necrotic; the rest is the enhancing rim.
-        oedema: range of how far the oedema reaches, as a multiple of that radius.
-        mass_effect: range of the strength with which the tumour pushes away what is around it.
-    """
-
-    turn: float = 2.5
-    size: tuple[float, float, float] = (0.98, 0.98, 0.93)
-    size_spread: float = 0.025
-    bends: tuple[tuple[float, float], ...] = ((2.5, 50.0), (1.6, 18.0))
-    ventricles: tuple[float, float] = (-0.2, 0.5)
-    sulci: tuple[float, float] = (1.6, 0.3)
-    tumour: bool = True
-    core: tuple[float, float] = (11.0, 23.0)
-    necrosis: tuple[float, float] = (0.55, 0.82)
-    oedema: tuple[float, float] = (1.45, 2.3)
-    mass_effect: tuple[float, float] = (0.15, 0.4)
-
-
-@dataclass(frozen=True)
-class Head:
-    """One subject on one grid. Arrays over brain voxels are ordered as ``brain`` selects them.
-
-    Args:
-        grid: where it is sampled.
-        brain: bool (X, Y, Z), the brain mask.
-        labels: uint8 (X, Y, Z), BraTS's segmentation: 1 necrotic core, 2 oedema, 4 enhancing rim, 0 elsewhere.
-        tissues: each tissue's mean properties in this subject.
-        fractions: float32 (voxels,) for each tissue, the share of a brain voxel that it fills; they sum to 1.
-        texture: float32 (3, voxels), the factors on T1, T2 and proton density of every tissue but CSF.
-        uptake: float32 (voxels,), the factor on the concentration of contrast agent.
-    """
-
-    grid: Grid
-    brain: NDArray[np.bool_]
-    labels: NDArray[np.uint8]
-    tissues: Mapping[str, Tissue]
-    fractions: Mapping[str, Volume]
-    texture: Volume
-    uptake: Volume
-
-
-@dataclass(frozen=True)
-class Tumour:
-    """A tumour's place and size: centre in MNI mm, semi-axes of the core in mm, the rest relative to the core.
-
-    Args:
-        centre: (3,) MNI coordinates in mm.
-        axes: (3,) semi-axes of the core in mm.
-        necrosis: where the necrotic core ends; the enhancing rim reaches from there to 1.
-        oedema: where the oedema ends, above 1.
-        mass_effect: the strength with which it pushes away what is around it.
-    """
-
-    centre: NDArray[np.float32]
-    axes: NDArray[np.float32]
-    necrosis: float
-    oedema: float
-    mass_effect: float
-
-
-def _draw_tumour(population: Population, rng: np.random.Generator) -> Tumour:
-    """A tumour in the white matter of one hemisphere, above the tentorium."""
-    template = load_template()
-    places = np.argwhere(template.white > 0.8) + template.origin
-    x, y, z = places.T
-    centre = rng.choice(places[(np.abs(x) > 18) & (y > -80) & (y < 55) & (z > -4) & (z < 48)])
-    axes = rng.uniform(*population.core) * rng.uniform(0.75, 1.3, 3)
-    ranges = (population.necrosis, population.oedema, population.mass_effect)
-    return Tumour(centre.astype(np.float32), axes.astype(np.float32), *(rng.uniform(*each) for each in ranges))
-
-
-def _draw_points(axes: Sequence[NDArray[np.float64]], population: Population, rng: np.random.Generator) -> Volume:
-    """MNI coordinates (3, X, Y, Z) that each head coordinate shows: turned, scaled, bent, the ventricles resized."""
-    turn = Rotation.from_rotvec(np.radians(rng.normal(0, population.turn, 3))).as_matrix()
-    size = np.array(population.size) * rng.normal(1, population.size_spread, 3) * rng.normal(1, population.size_spread)
-    matrix = (turn / size).astype(np.float32)
-    x, y, z = (axis.astype(np.float32) for axis in axes)
-    points = np.empty((3, len(x), len(y), len(z)), np.float32)
-    for i, (row, centre) in enumerate(zip(matrix, TEMPLATE_CENTRE, strict=True)):
-        points[i] = row[0] * x[:, None, None] + row[1] * y[:, None] + row[2] * z + np.float32(centre)
-        for amplitude, scale in population.bends:
-            points[i] += np.float32(amplitude) * smooth_noise(axes, scale, rng)
-    return magnify(points, (0, -14, 14), (20, 38, 20), rng.uniform(*population.ventricles))
-
-
-def _head_box(grid: Grid) -> tuple[tuple[NDArray[np.intp], ...], tuple[NDArray[np.float64], ...]]:
-    """The part of a grid that can hold brain: an index of it, and its axes."""
-    near = [np.flatnonzero(np.abs(axis) < half) for axis, half in zip(grid.axes, HEAD_BOX, strict=True)]
-    return np.ix_(*near), tuple(axis[index] for axis, index in zip(grid.axes, near, strict=True))
-
-
-def _grow_tumour(
-    tumour: Tumour,
-    points: Volume,
-    fractions: Mapping[str, Volume],
-    spacing: float,
-    noise: Callable[[float, np.random.Generator], Volume],
-    rng: np.random.Generator,
-) -> dict[str, Volume]:
-    """The tissue fractions once a tumour has grown: its core replaces every tissue, oedema most of the white matter.
-
-    Args:
-        tumour: place and size.
-        points: MNI coordinates in mm, (3, voxels), before the mass pushed anything away.
-        fractions: of the healthy tissues, (voxels,) each.
-        spacing: of the grid in mm; no edge is sharper than that.
-        noise: smooth noise of a scale in mm over the same voxels.
-        rng: where the outlines are drawn from.
-    """
-    radius = float(tumour.axes.mean())
-    edge = max(0.8, spacing / 2.355)  # mm
-    # Depth: 0 at the centre, 1 at the core's outline. The falx holds it on its side of the midline
-    depth = np.linalg.norm((points - tumour.centre[:, None]) / tumour.axes[:, None], axis=0)
-    depth *= np.exp(0.07 * noise(4, rng) + 0.17 * noise(10, rng) + 0.2 * noise(22, rng))
-    depth += np.clip(-np.sign(tumour.centre[0]) * points[0], 0, None) / 6
-    core = expit((1 - depth) * radius / edge)
-    necrosis = core * expit((tumour.necrosis * np.exp(0.2 * noise(9, rng)) - depth) * radius / edge)
-    reach = tumour.oedema * np.exp(0.2 * noise(24, rng) + 0.12 * noise(10, rng))
-    spread = expit((reach - depth) * radius / (2 * edge))
-    swollen = {"white": 0.92 * spread, "grey": 0.3 * spread}  # oedema follows white matter and spares the cortex
-    grown = {name: (1 - core) * (1 - swollen.get(name, 0)) * share for name, share in fractions.items()}
-    grown["oedema"] = (1 - core) * sum(swollen[name] * fractions[name] for name in swollen)
-    return grown | {"necrosis": necrosis, "enhancing": core - necrosis}
-
-
-def make_head(grid: Grid, seed: int, subject: int, population: Population | None = None) -> Head:
-    """One subject: anatomy, tumour, and the properties of every voxel, from (seed, subject) alone.
-
-    Args:
-        grid: where to sample it.
-        seed: of the whole dataset, 0 or above.
-        subject: number within the dataset, 0 or above.
-        population: how subjects differ; those of BraTS if None.
+        ValueError: the spacing is not valid.
 
     Example::
 
-        >>> head = make_head(brats_grid(8.0), seed=0, subject=0)
-        >>> head.brain.shape, sorted(head.fractions)[:3]
-        ((30, 30, 19), ['blood', 'csf', 'enhancing'])
+        >>> adni_t1_grid().shape
+        (170, 256, 256)
     """
-    population = population or Population()
-    shape_rng, fold_rng, tumour_rng, outline_rng, vessel_rng, tissue_rng, texture_rng = np.random.default_rng(
-        [seed, subject]
-    ).spawn(7)
-    box, axes = _head_box(grid)
-    template = load_template(grid.spacing)
-
-    points = _draw_points(axes, population, shape_rng)
-    tumour = _draw_tumour(population, tumour_rng) if population.tumour else None
-    # Skull-stripping takes a little more here and a little less there
-    inside = template.sample("brain", points) > 0.6 + 0.15 * np.clip(smooth_noise(axes, 12, shape_rng), -2, 2)
-    points = points[:, inside]
-
-    def noise(scale: float, rng: np.random.Generator) -> Volume:
-        return smooth_noise(axes, scale, rng)[inside]
-
-    shown = points
-    if tumour is not None:  # the mass pushes what is around it away, but not the skull
-        shown = magnify(points, tumour.centre, 1.3 * tumour.axes, tumour.mass_effect)
-    grey, white = template.sample("grey", shown), template.sample("white", shown)
-    # Every subject folds its own way: the probabilities are sharpened and weighted by smooth noise
-    probability = np.stack([np.clip(1 - grey - white, 0, 1), grey, white])
-    fluid = fold_rng.normal(*population.sulci) + 0.6 * noise(9, fold_rng)
-    weight = np.stack([fluid, 0.5 * noise(9, fold_rng), np.zeros_like(fluid)])
-    csf, grey, white = softmax(1.8 * np.log(probability + 0.02) + weight, axis=0)
-    # Vessels run where two smooth fields are both 0, outside the white matter
-    distance = np.hypot(noise(16, vessel_rng), noise(16, vessel_rng))
-    blood = 0.9 * np.exp(-0.5 * np.square(distance / 0.12)) * np.square(1 - white)
-    fractions = {"csf": csf * (1 - blood), "grey": grey * (1 - blood), "white": white * (1 - blood), "blood": blood}
-    labels = np.zeros(len(blood), np.uint8)
-    if tumour is not None:
-        fractions = _grow_tumour(tumour, points, fractions, grid.spacing, noise, outline_rng)
-        parts = np.stack([fractions[name] for name in ("necrosis", "oedema", "enhancing")])
-        ill = parts.sum(axis=0) > 0.5
-        labels[ill] = np.array([1, 2, 4], np.uint8)[parts[:, ill].argmax(axis=0)]
-
-    brain = np.zeros(grid.shape, bool)
-    brain[box] = inside
-    segmentation = np.zeros(grid.shape, np.uint8)
-    segmentation[brain] = labels
-    # Wetter tissue has longer T1 and T2 and more protons: one field for the three, and one of each one's own
-    water = 0.7 * noise(3, texture_rng) + 0.7 * noise(12, texture_rng)
-    texture = np.stack([np.exp(s * (water + 0.5 * noise(5, texture_rng))) for s in (0.035, 0.05, 0.012)])
-    tissues = {
-        name: replace(t, t1=t.t1 * tissue_rng.normal(1, 0.03), t2=t.t2 * tissue_rng.normal(1, 0.04))
-        for name, t in TISSUES.items()
-    }
-    uptake = np.exp(0.5 * noise(6, texture_rng) + texture_rng.normal(0, 0.25))
-    return Head(grid, brain, segmentation, tissues, fractions, texture.astype(np.float32), uptake)
+    _check_spacing(spacing)
+    x, y, z = (round(n / spacing) for n in (170, 256, 256))
+    centre = (0.0, 8.0, -26.0)  # the whole vault, the face and the upper neck
+    return Grid((x, y, z), _affine((x, y, z), np.full(3, spacing), np.array(centre)), centre)
 
 
-# The scan
-
-
-def ideal_signal(head: Head, sequence: PulseSequence) -> Volume:
-    """The signal of each brain voxel without noise: the tissues' signals, mixed by the share that each fills.
+def adni_axial_grid(spacing: float = 1.0, shape: Sequence[int] | None = None) -> Grid:
+    """The grid of PD and T2: 52 axial slices of 3 mm of 256×256 voxels of 0.9375 mm, stored as (L, A, S).
 
     Args:
-        head: the subject.
-        sequence: what is acquired.
+        spacing: above 0 and at most 10. Voxels are 0.9375 × spacing wide, and slices as thick as that spacing, but never
+            thinner than 3 mm.
+        shape: voxels along each axis; as many as cover the whole brain if None. Other shapes keep the centre.
 
-    Returns:
-        float32 (voxels,), at least 0, relative to the equilibrium signal of water.
+    Raises:
+        ValueError: the spacing or the shape is not valid.
+
+    Example::
+
+        >>> adni_axial_grid().shape, adni_axial_grid(3.0).shape, adni_axial_grid(6.0).shape
+        ((256, 256, 52), (85, 85, 52), (43, 43, 26))
     """
-    total = np.zeros(head.fractions["csf"].shape, np.float32)
-    for name, share in head.fractions.items():
-        there = np.flatnonzero(share > 1e-4)
-        tissue = head.tissues[name]
-        factors = head.texture[:, there] if name != "csf" else np.ones((3, 1), np.float32)
-        t1, t2, pd = tissue.t1 * factors[0], tissue.t2 * factors[1], tissue.pd * factors[2]
-        if sequence.gadolinium and tissue.gadolinium:
-            t1 = shorten_t1(t1, tissue.gadolinium * head.uptake[there])
-        if sequence.ti is None:
-            signal = spin_echo(pd, t1, t2, sequence.tr, sequence.te)
-        else:
-            signal = inversion_recovery(pd, t1, t2, sequence.tr, sequence.te, sequence.ti)
-        total[there] += share[there] * signal
-    return np.abs(total)
+    _check_spacing(spacing)
+    steps = np.array([-0.9375 * spacing, 0.9375 * spacing, max(3.0, spacing)])
+    if shape is None:
+        shape = tuple(round(n / abs(step)) for n, step in zip((240, 240, 156), steps, strict=True))
+    checked = _check_shape(shape)
+    centre = (0.0, 0.0, -2.0)
+    return Grid(checked, _affine(checked, steps, np.array(centre)), centre)
 
 
-def acquire(
-    head: Head,
-    sequence: PulseSequence,
-    rng: np.random.Generator,
-    noise: tuple[float, float] = (0.01, 0.025),
-    bias: float = 0.1,
-    brightness: tuple[float, float] = (400.0, 1500.0),
-) -> Volume:
-    """One scan of a subject: the scanner's own timing, gain, bias field and Rician noise; 0 outside the brain.
+def _check_spacing(spacing: float) -> None:
+    if not 0 < spacing <= 10:
+        raise ValueError(f"spacing is {spacing} mm: valid is above 0 and at most 10; real studies have about 1")
+
+
+def _check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
+        raise ValueError(f"shape is {tuple(shape)}: valid are three whole numbers above 0, such as (240, 240, 155)")
+    x, y, z = (int(n) for n in shape)
+    return x, y, z
+
+
+def _affine(
+    shape: tuple[int, int, int], steps: NDArray[np.float64], centre: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """From voxel to world for voxel edges with a sign (mm), whose field of view is around a centre (world mm)."""
+    affine = np.diag([*steps, 1.0])
+    affine[:3, 3] = centre - steps * (np.array(shape) - 1) / 2
+    return affine + 0.0  # + 0.0: no negative zeros
+
+
+# The subjects and the scans of ADNI
+
+#: ADNI's subjects have no tumour; in about every second one ventricles and sulci are widened.
+HEALTHY = Population(ventricles=(-0.1, 0.25), sulci=(1.4, 0.2), tumour=False)
+ATROPHIC = Population(ventricles=(0.5, 0.8), sulci=(2.3, 0.25), tumour=False)
+
+
+def adni_population(seed: int, subject: int) -> Population:
+    """:data:`HEALTHY` or :data:`ATROPHIC`, one as likely as the other, drawn from (seed, subject)."""
+    return ATROPHIC if _generator(seed, subject, "atrophy").random() < 0.5 else HEALTHY
+
+
+def draw_movement(rng: np.random.Generator, turn: float = 2.0, shift: float = 2.5) -> NDArray[np.float64]:
+    """A rigid movement of the head between two scans: the 4×4 matrix from the second scan's to the first's world mm.
 
     Args:
-        head: the subject.
-        sequence: what is acquired; its times vary by a few per cent.
-        rng: where everything about this scan is drawn from.
-        noise: range of the noise's standard deviation, relative to the brightest tissue.
-        bias: standard deviation of the logarithm of the bias field.
-        brightness: range of the intensity that the brightest tissue (the 99.5th percentile) gets.
+        rng: where it is drawn from.
+        turn: standard deviation of the rotation about each axis, in degrees.
+        shift: standard deviation of the translation along each axis, in mm.
 
-    Returns:
-        float32 (X, Y, Z), 0 outside the brain and at least 1 inside.
+    Example::
+
+        >>> movement = draw_movement(np.random.default_rng(0))
+        >>> bool(np.isclose(np.linalg.det(movement[:3, :3]), 1))
+        True
     """
-    tr, te = sequence.tr * rng.normal(1, 0.03), sequence.te * rng.normal(1, 0.04)
-    ti = None if sequence.ti is None else sequence.ti * rng.normal(1, 0.01)
-    signal = ideal_signal(head, replace(sequence, tr=tr, te=te, ti=ti))
-    box, axes = _head_box(head.grid)
-    signal *= np.exp(bias * smooth_noise(axes, 90, rng)[head.brain[box]])
-    sigma = rng.uniform(*noise) * np.percentile(signal, 99)
-    real, imaginary = sigma * rng.standard_normal((2, len(signal)), dtype=np.float32)
-    noisy = np.hypot(signal + real, imaginary)
-    gain = rng.uniform(*brightness) / np.percentile(noisy, 99.5)
-    scan = np.zeros(head.grid.shape, np.float32)
-    scan[head.brain] = np.maximum(noisy * gain, 1)
-    return scan
+    movement = np.eye(4)
+    movement[:3, :3] = Rotation.from_rotvec(np.radians(rng.normal(0, turn, 3))).as_matrix()
+    movement[:3, 3] = rng.normal(0, shift, 3)
+    return movement
+
+
+def resample(volume: Volume, source: Grid, target: Grid, movement: ArrayLike | None = None, parts: int = 1) -> Volume:
+    """What a scan on another grid sees of a volume: linear between voxels, the mean over each slice, 0 outside.
+
+    Args:
+        volume: on the source grid.
+        source, target: the grids; their affines map to world mm.
+        movement: 4×4, from the target's to the source's world mm; the identity if None.
+        parts: over how many evenly spaced points along its third axis each target voxel is averaged.
+    """
+    world = np.eye(4) if movement is None else np.asarray(movement)
+    total = np.zeros(target.shape, np.float32)
+    for part in range(parts):
+        within = np.eye(4)
+        within[2, 3] = (part + 0.5) / parts - 0.5
+        matrix = np.linalg.inv(source.affine) @ world @ target.affine @ within
+        # Values that are whole but for rounding: 1e-9 voxels beyond the last voxel would be outside
+        total += affine_transform(volume, np.round(matrix, 9), output_shape=target.shape, order=1, output=np.float32)
+    return total / np.float32(parts)
+
+
+def _generator(seed: int, subject: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng([seed, subject, zlib.crc32(purpose.encode())])
+
+
+def _adni_sequences(seed: int, subject: int) -> dict[str, PulseSequence]:
+    """Each contrast's sequence as the scanner runs it; PD and T2 are the two echoes of one scan and share a TR."""
+    varied = {name: vary_timing(SEQUENCES[name], _generator(seed, subject, f"{name} timing")) for name in ADNI.names}
+    varied["pd"] = replace(varied["pd"], tr=varied["t2"].tr)
+    return varied
+
+
+def _master_grid(target: Grid, margin: float) -> Grid:
+    """A grid for the anatomy: the target's voxels, in slices of the in-plane voxel's size, margin mm wider along x."""
+    steps = np.diag(target.affine)[:3].copy()
+    parts = _parts(target)
+    steps[2] /= parts
+    x, y, z = target.shape
+    shape = (x + 2 * math.ceil(margin / abs(steps[0])), y, z * parts)
+    middle = target.affine[:3, :3] @ (np.array(target.shape) - 1) / 2 + target.affine[:3, 3]
+    return Grid(shape, _affine(shape, steps, middle), target.centre)
+
+
+def _parts(grid: Grid) -> int:
+    """How many points a slice is averaged over, to be as thin as the voxels are wide."""
+    return max(1, round(abs(grid.affine[2, 2] / grid.affine[0, 0])))
 
 
 # The data set
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that becomes the named one once it is complete, or leaves nothing."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _save_nifti(data: NDArray[np.generic], grid: Grid, path: Path) -> None:
@@ -593,34 +256,128 @@ def _save_nifti(data: NDArray[np.generic], grid: Grid, path: Path) -> None:
     nib.save(image, path)
 
 
-def _write_brats_study(folder: Path, grid: Grid, seed: int, subject: int) -> None:
-    """One case as BraTS 2021 names it, complete or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        head = make_head(grid, seed, subject)
-        for name in BRATS.names:
-            rng = np.random.default_rng([seed, subject, zlib.crc32(name.encode())])
-            scan = acquire(head, SEQUENCES[name], rng)
-            _save_nifti(np.rint(scan).astype(np.int16), grid, partial / f"{folder.name}_{name}.nii.gz")
-        _save_nifti(head.labels, grid, partial / f"{folder.name}_seg.nii.gz")
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+def _save_scan(scan: Volume, grid: Grid, path: Path) -> None:
+    _save_nifti(np.rint(scan).astype(np.int16), grid, path)
 
 
-def _claim_folder(out: Path, record: Mapping[str, object]) -> None:
+@dataclass(frozen=True)
+class _Request:
+    """One study to write: of which data set, which subject, on which grid."""
+
+    folder: Path
+    seed: int
+    subject: int
+    spacing: float
+    shape: Sequence[int] | None
+
+
+def _write_brats_study(request: _Request) -> None:
+    """One case as BraTS 2021 names it."""
+    grid, name = brats_grid(request.spacing, request.shape), request.folder.name
+    with _whole_folder(request.folder) as folder:
+        head = make_head(grid, request.seed, request.subject)
+        for contrast in BRATS.names:
+            scan = acquire(head, SEQUENCES[contrast], _generator(request.seed, request.subject, contrast))
+            _save_scan(scan, grid, folder / f"{name}_{contrast}.nii.gz")
+        _save_nifti(head.labels, grid, folder / f"{name}_seg.nii.gz")
+
+
+def _write_adni_study(request: _Request) -> None:
+    """One study as preprocessing leaves it: skull-stripped, on one grid."""
+    grid, name = adni_axial_grid(request.spacing, request.shape), request.folder.name
+    master = _master_grid(grid, margin=0)
+    who = (request.seed, request.subject)
+    with _whole_folder(request.folder) as folder:
+        head = make_head(master, *who, adni_population(*who))
+        weight = resample(head.brain.astype(np.float32), master, grid, parts=_parts(grid))
+        brain = weight > 0.5
+        for contrast, sequence in _adni_sequences(*who).items():
+            volume = np.zeros(master.shape, np.float32)
+            volume[head.brain] = ideal_signal(head, sequence)
+            signal = resample(volume, master, grid, parts=_parts(grid))[brain] / weight[brain]
+            rng = _generator(*who, contrast)
+            # What bias correction leaves
+            signal *= np.exp(0.04 * smooth_noise(grid.axes, 90, rng)[brain])
+            scan = np.zeros(grid.shape, np.float32)
+            scan[brain] = np.maximum(magnitude_image(signal, rng), 1)
+            _save_scan(scan, grid, folder / f"{name}_{contrast}.nii.gz")
+
+
+def _write_adni_raw_study(request: _Request) -> None:
+    """One study as the scanner gives it, and beside the studies what is true of it."""
+    t1_grid, axial_grid = adni_t1_grid(request.spacing), adni_axial_grid(request.spacing)
+    master = _master_grid(t1_grid, margin=20)
+    who, name = (request.seed, request.subject), request.folder.name
+    population = adni_population(*who)
+    movement = draw_movement(_generator(*who, "movement"))
+    scans = {"t1": (t1_grid, np.eye(4), 1)}
+    scans |= dict.fromkeys(("t2", "pd"), (axial_grid, movement, max(1, round(axial_grid.spacing / master.spacing))))
+    head = make_head(master, *who, population)
+    signals = whole_head_signals(head, *who, population, _adni_sequences(*who))
+    brains = {
+        contrast: resample(head.brain.astype(np.float32), master, *scans[contrast]) > 0.5 for contrast in ("t1", "t2")
+    }
+    brains["pd"] = brains["t2"]
+
+    truth = request.folder.parent / TRUTH_NAME / name
+    truth.parent.mkdir(exist_ok=True)
+    shutil.rmtree(truth, ignore_errors=True)  # of a run that was interrupted before the study was there
+    with _whole_folder(truth) as folder:
+        record = {"axial_to_t1": movement.tolist(), "atrophy": population is ATROPHIC}
+        (folder / "truth.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        _save_nifti(brains["t1"].astype(np.uint8), t1_grid, folder / "brain_t1.nii.gz")
+        _save_nifti(brains["t2"].astype(np.uint8), axial_grid, folder / "brain_axial.nii.gz")
+    with _whole_folder(request.folder) as folder:
+        for contrast, (grid, pose, parts) in scans.items():
+            rng = _generator(*who, f"{contrast} raw")
+            signal = resample(signals[contrast], master, grid, pose, parts)
+            # The coil: uneven, and it hears little of the neck
+            z = grid.axes[2].astype(np.float32)
+            signal *= np.exp(0.18 * smooth_noise(grid.axes, 90, rng)) * expit((z + 108) / 14)
+            scan = magnitude_image(signal, rng, brain=brains[contrast])
+            _save_scan(np.minimum(scan, np.iinfo(np.int16).max), grid, folder / f"{name}_{contrast}.nii.gz")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of phantom data set.
+
+    Args:
+        study: pattern of the study folders' names.
+        marker: glob of what a folder of real studies of that kind holds.
+        grid: the grid that a spacing and a shape give; it refuses what is not valid.
+        write: writes one study.
+    """
+
+    study: str
+    marker: str
+    grid: Callable[[float, Sequence[int] | None], Grid]
+    write: Callable[[_Request], None]
+
+
+def _raw_grid(spacing: float, shape: Sequence[int] | None) -> Grid:
+    if shape is not None:
+        raise ValueError(f"shape is {tuple(shape)}: the two grids of adni-raw have their own; leave it out")
+    return adni_t1_grid(spacing)
+
+
+_KINDS: Mapping[str, _Kind] = MappingProxyType(
+    {
+        "brats": _Kind("BraTS2021_{:05d}", "BraTS*", brats_grid, _write_brats_study),
+        "adni": _Kind("000_S_{:04d}", "*_S_*", adni_axial_grid, _write_adni_study),
+        "adni-raw": _Kind("000_S_{:04d}", "*_S_*", _raw_grid, _write_adni_raw_study),
+    }
+)
+
+
+def _claim_folder(out: Path, marker: str, record: Mapping[str, object]) -> None:
     """Make the folder and write down what it holds, or check that it holds the same already."""
     path = out / RECORD_NAME
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if any(out.glob("BraTS*")):
-                raise ValueError(
-                    f"{out} holds BraTS studies but no {RECORD_NAME}: they are no phantom; name another folder"
-                )
+            if any(out.glob(marker)):
+                raise ValueError(f"{out} holds studies but no {RECORD_NAME}: they are no phantom; name another folder")
             partial = path.with_name(f".{path.name}.partial")
             partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             os.replace(partial, path)
@@ -644,22 +401,36 @@ def write_phantom_dataset(
     shape: Sequence[int] | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Write a phantom data set as real BraTS 2021 cases: int16 NIfTI, skull-stripped, 0 outside the brain.
+    """Write a phantom data set.
 
     A study that is there already is kept, so that an interrupted run goes on where it stopped; ``phantom.json`` in the
-    folder says how it was made, and another seed or grid in the same folder is refused.
+    folder says how it was made, and another seed or grid in the same folder is refused. All volumes are int16 NIfTI.
+
+    ``"brats"``
+        ``OUT/BraTS2021_00000/BraTS2021_00000_{flair,t1,t1ce,t2,seg}.nii.gz``, …: real BraTS 2021 cases, skull-stripped,
+        0 outside the brain, 240×240×155 voxels of 1 mm.
+    ``"adni"``
+        ``OUT/000_S_0000/000_S_0000_{t1,t2,pd}.nii.gz``, …: skull-stripped, 0 outside the brain, all three on
+        :func:`adni_axial_grid`. A part of the subjects is atrophic.
+    ``"adni-raw"``
+        The same heads, files of the same names, as scanned: T1 on :func:`adni_t1_grid`, T2 and PD on
+        :func:`adni_axial_grid`, with skull and scalp, an uneven coil and noise in air, and between the two scans the head
+        moved. What is true of a study is in a hidden folder, which no reader looks at, ``OUT/.truth/000_S_0000``:
+        ``truth.json`` with ``axial_to_t1``, the 4×4 matrix from the world mm (RAS+) of the T2 and PD scans to those of
+        the T1 scan, and ``atrophy``; and the brain masks on both grids, ``brain_t1.nii.gz`` and ``brain_axial.nii.gz``.
 
     Args:
         out: the folder; made if absent.
-        dataset: ``"brats"``.
+        dataset: ``"brats"``, ``"adni"`` or ``"adni-raw"``.
         subjects: how many, 1 or more.
         seed: 0 or above. The same seed gives the same bytes, and a larger data set begins with the smaller one.
-        spacing: voxel edge in mm; BraTS has 1 (240×240×155 voxels), and 2.5 gives 96×96×62.
-        shape: voxels along each axis; as many as cover BraTS's field of view if None.
+        spacing: voxel edge in mm; 1 is that of real studies. Larger makes smaller volumes of the same heads: 2.5 gives
+            BraTS's as 96×96×62. ADNI's axial slices are 3 mm thick up to a spacing of 3, and as thick as it beyond.
+        shape: voxels along each axis; as many as cover the data set's field of view if None. Not for ``"adni-raw"``.
         progress: whether a progress bar is shown.
 
     Returns:
-        The study folders, in order: ``OUT/BraTS2021_00000``, …
+        The study folders, in order.
 
     Raises:
         ValueError: an argument is not valid, or the folder holds something else.
@@ -671,25 +442,24 @@ def write_phantom_dataset(
         >>> write_phantom_dataset("phantom", "brats", subjects=1, seed=0, spacing=8.0, progress=False)[0].name
         'BraTS2021_00000'
     """
-    if get_contrast_set(dataset) is not BRATS:
-        raise ValueError(f"there is no phantom of {dataset!r}: valid is {BRATS.name}")
+    if dataset not in _KINDS:
+        raise ValueError(f"there is no phantom of the unknown dataset {dataset!r}: valid are {', '.join(_KINDS)}")
     if subjects < 1:
         raise ValueError(f"subjects is {subjects}: valid is 1 or more")
     if seed < 0:
         raise ValueError(f"seed is {seed}: valid is 0 or above")
-    grid = brats_grid(spacing, shape)
+    kind = _KINDS[dataset]
+    grid = kind.grid(spacing, shape)
     load_template(grid.spacing)  # fails here, before anything is written
     folder = Path(out)
-    _claim_folder(
-        folder,
-        {"phantom": dataset, "version": VERSION, "seed": seed, "spacing": spacing, "shape": list(grid.shape)},
-    )
-    studies = [folder / f"BraTS2021_{subject:05d}" for subject in range(subjects)]
+    record = {"phantom": dataset, "version": VERSION, "seed": seed, "spacing": spacing, "shape": list(grid.shape)}
+    _claim_folder(folder, kind.marker, record)
+    studies = [folder / kind.study.format(subject) for subject in range(subjects)]
     for subject, study in enumerate(tqdm(studies, desc="phantom", unit="subject", disable=not progress)):
         if study.exists():
             continue
         try:
-            _write_brats_study(study, grid, seed, subject)
+            kind.write(_Request(study, seed, subject, spacing, shape))
         except OSError as error:
             raise OSError(f"cannot write {study}: {error}; make room or name another folder") from error
     return studies

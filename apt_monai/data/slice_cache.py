@@ -35,6 +35,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from apt_monai.transforms import StudyError, StudyPreprocessing
+from apt_monai.transforms.dicom import dicom_files, split_series_path
 
 FORMAT = 1  # raise it with every change of the files, so that entries made before are not used
 SCALE = 32767  # int16 steps from 0 to 1
@@ -243,11 +244,19 @@ class SliceCache:
 
 
 def _files(study: Mapping[str, str]) -> dict[str, list[str | int]]:
-    """By key: path, size in bytes and modification time in ns of a study's files."""
+    """By key: path, size in bytes and modification time in ns of a study's files.
+
+    Of a DICOM series: what names it, and the number of files in its folder and a hash of their names, sizes and times.
+    """
     files: dict[str, list[str | int]] = {}
     for key in sorted(set(study) - {"subject"}):
         path = os.path.abspath(study[key])
         if not os.path.isfile(path):
+            folder = split_series_path(path)[0]
+            if folder.is_dir():
+                listing = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in dicom_files(folder)]
+                files[key] = [path, len(listing), hashlib.sha256(json.dumps(listing).encode()).hexdigest()]
+                continue
             raise StudyError(f"{path}: no such file; correct the path or take it out of study {study['subject']!r}")
         status = os.stat(path)
         files[key] = [path, status.st_size, status.st_mtime_ns]

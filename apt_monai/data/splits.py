@@ -13,14 +13,19 @@ PARTS = ("train", "validation", "test", "unused")
 
 
 def patient(subject: str) -> str:
-    """The patient of a study: BraTS names from 2023 on end in a time point, which two studies of one patient differ by.
+    """The patient of a study: its name without what two studies of one patient differ by.
+
+    That is the time point that BraTS names from 2023 on end in, the session of a BIDS study, and the day of a study
+    from ADNI's archive.
 
     Example::
 
         >>> patient("BraTS-GLI-00005-001"), patient("BraTS2021_00005")
         ('BraTS-GLI-00005', 'BraTS2021_00005')
+        >>> patient("sub-01_ses-02"), patient("002_S_0413_2006-11-15")
+        ('sub-01', '002_S_0413')
     """
-    return re.sub(r"^(BraTS-[A-Za-z]+-\d{5})-\d{3}$", r"\1", subject)
+    return re.sub(r"^(BraTS-[A-Za-z]+-\d{5})-\d{3}$|^(.+?)_(?:ses-[A-Za-z0-9]+|\d{4}-\d\d-\d\d)$", r"\1\2", subject)
 
 
 def split_subjects(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -18,6 +19,7 @@ from apt_monai import __version__
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.model_store import complete_file, file_sha256
 from apt_monai.transforms import ScaleIntensityInBrain, StudyError, StudyPreprocessing
+from apt_monai.transforms.dicom import find_series
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ class SaveSyntheticStudyd(Transform):
     - ``"prior_sources"``: for each absent contrast, the acquired one that its prior came from.
 
     For each absent contrast, writes ``<output_dir>/<subject>/<subject>_<contrast>_SYNTHETIC.nii.gz``: the shape,
-    affine, sform, qform and units of the prior source's file, and a header whose description begins with
+    affine, sform, qform and units of the prior source's file (of a DICOM series the affine, in mm and as a scanner's
+    space; the shape is columns, rows, slices), and a header whose description begins with
     ``SYNTHETIC apt_monai``. Beside it, with the same name and ``.json``, the sidecar: where the volume comes from
     (each source's path and SHA-256, the provenance).
 
@@ -151,7 +154,8 @@ class SaveSyntheticStudyd(Transform):
                 "dtype": self.dtype,
                 **self.provenance,
             }
-            image = _nifti(volume, data["paths"][source], label, self.dtype)
+            affine = np.asarray(data["image"].meta["original_affine"])
+            image = _nifti(volume, data["paths"][source], affine, label, self.dtype)
             with complete_file(path) as partial:
                 nib.save(image, partial)
                 # The older sidecar goes before its volume, the new one comes after: none describes another volume.
@@ -220,7 +224,7 @@ def pending_studies(
         The pending studies, in the order given.
 
     Raises:
-        StudyError: no study lacks a contrast.
+        StudyError: no study lacks a contrast, or a source is missing.
         ValueError: the dtype is unknown, or the provenance is not JSON or has a field of the sidecar's.
         OSError: the output folder cannot be written to, or a source cannot be read.
 
@@ -293,12 +297,20 @@ def _is_finished(
         if not path.is_file() or found != described_by:
             return False
         sidecars.append(hashes)
-    current = {name: file_sha256(study[name]) for name in names if name in study}
+    current = {name: _sha256(study[name]) for name in names if name in study}
     return all(hashes == current for hashes in sidecars)
 
 
 def _source_files(paths: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    return {name: {"path": str(path), "sha256": file_sha256(path)} for name, path in paths.items()}
+    return {name: {"path": str(path), "sha256": _sha256(path)} for name, path in paths.items()}
+
+
+def _sha256(path: str) -> str:
+    """Of a NIfTI file its SHA-256; of a DICOM series that of its files' SHA-256s, sorted: their names do not count."""
+    if Path(path).is_file():
+        return file_sha256(path)
+    hashes = sorted(file_sha256(file) for file in find_series(path).files)
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _checked_dtype(dtype: str) -> str:
@@ -318,10 +330,16 @@ def _checked_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"provenance is not JSON ({error}); give numbers, texts, lists and dicts") from error
 
 
-def _nifti(volume: np.ndarray, source_path: str, label: str, dtype: str) -> nib.Nifti1Image:
+def _nifti(volume: np.ndarray, source_path: str, affine: np.ndarray, label: str, dtype: str) -> nib.Nifti1Image:
     """A NIfTI image of raw intensities (X, Y, Z) in the space of the source file, marked as synthetic."""
-    source = nib.load(source_path)
-    assert isinstance(source, nib.Nifti1Image)  # NIfTI-2 too; the study was loaded from it
+    if Path(source_path).is_file():
+        source = nib.load(source_path)
+        assert isinstance(source, nib.Nifti1Image)  # NIfTI-2 too; the study was loaded from it
+    else:  # a DICOM series has no NIfTI header: the space is the scanner's
+        source = nib.Nifti1Image(volume, affine)
+        source.set_qform(affine, "scanner")
+        source.set_sform(affine, "scanner")
+        source.header.set_xyzt_units("mm")
     header = type(source.header)()
     header.set_data_shape(volume.shape)
     header.set_data_dtype(dtype)

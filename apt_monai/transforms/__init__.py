@@ -8,6 +8,7 @@ from apt_monai.transforms.bezier import (
     BezierIntensityDict,
     bezier_curve,
 )
+from apt_monai.transforms.errors import StudyError
 from apt_monai.transforms.intensity import (
     ScaleIntensityInBrain,
     ScaleIntensityInBrainD,
@@ -16,7 +17,7 @@ from apt_monai.transforms.intensity import (
 )
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 from apt_monai.transforms.slices import FitInPlane, FitInPlaneD, FitInPlaned, FitInPlaneDict
-from apt_monai.transforms.study import LoadStudyD, LoadStudyd, LoadStudyDict, StudyError, read_volume
+from apt_monai.transforms.study import LoadStudyD, LoadStudyd, LoadStudyDict, read_volume
 
 __all__ = [
     "BEZIER_CURVES",

@@ -76,7 +76,7 @@ class BezierIntensity(Transform):
     def __call__(self, image: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
         """Transform ``image``, in [-1, 1], where ``brain`` (bool, broadcastable to it) is True."""
         curved = bezier_curve((image + 1) / 2, self.control_values)
-        return torch.where(brain, curved, torch.full_like(image, -1.0))
+        return curved.where(brain, -1.0)  # a MetaTensor's affine is that of the first operand, the image
 
 
 class BezierIntensityd(MapTransform):
@@ -87,6 +87,16 @@ class BezierIntensityd(MapTransform):
         control_values: the curve's four control values.
         region_key: the key of the region map; the brain is where it is above 0.
         allow_missing_keys: do not raise for a key that is absent.
+
+    Raises:
+        ValueError: see :class:`BezierIntensity`.
+        KeyError: a key is absent.
+
+    Example::
+
+        >>> sample = {"t1": torch.tensor([[-1.0, -0.5, 1.0]]), "region": torch.tensor([[0, 1, 2]])}
+        >>> BezierIntensityd("t1", (1, 1, -1, -1))(sample)["t1"]
+        tensor([[-1.0000,  0.6875, -1.0000]])
     """
 
     def __init__(

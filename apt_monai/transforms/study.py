@@ -1,4 +1,4 @@
-"""Load a study: the NIfTI files of its acquired contrasts become one volume on one grid, or one clear error."""
+"""Load a study: the files of its acquired contrasts become one volume on one grid, or one clear error."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
+from apt_monai.transforms.dicom import read_dicom_series
+from apt_monai.transforms.errors import StudyError
 
 AFFINE_TOLERANCE_MM = 1e-3
 
 
-class StudyError(ValueError):
-    """A study that cannot be used. The message names the file or folder, what was found and what to do."""
-
-
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read one 3D scalar NIfTI volume, ``.nii`` or ``.nii.gz``, and check it.
+    """Read one 3D scalar volume, NIfTI or DICOM, and check it.
 
     The whole file is read, so that a damaged ``.nii.gz`` is found by its checksum.
 
     Args:
-        path: the file.
+        path: a NIfTI file, ``.nii`` or ``.nii.gz``, or a DICOM series, ``FOLDER[::SERIES_UID][::echo=N]``: the folder
+            of its files and, where that holds several series or echoes, which (see
+            :func:`apt_monai.transforms.dicom.find_series`).
 
     Returns:
         The intensities, ``(X, Y, Z)`` float32 with the header's scaling applied, and the affine ``(4, 4)`` float64,
@@ -37,7 +37,8 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         StudyError: the file is missing, truncated or corrupt; it is not 3D, not scalar, or has an axis of a single
-            voxel; it has NaN or infinite values; its affine has no inverse.
+            voxel; it has NaN or infinite values; its affine has no inverse; or what
+            :func:`apt_monai.transforms.dicom.read_dicom_series` refuses.
 
     Example::
 
@@ -45,9 +46,23 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         >>> read_volume("case_t1.nii.gz")[0].shape
         (4, 5, 6)
     """
-    path = Path(path)
+    if Path(path).is_dir() or ("::" in str(path) and not Path(path).is_file()):
+        volume, affine = read_dicom_series(path)
+    else:
+        volume, affine = _read_nifti(Path(path))
+    finite = np.isfinite(volume)
+    if not finite.all():
+        raise StudyError(f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite; mend or exclude the volume")
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
+        raise StudyError(f"{path}: the affine {affine.tolist()} has no inverse; mend the header's sform or qform")
+    return volume, affine
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise StudyError(f"{path}: no such file; correct the path or take the contrast out of the study")
+    if path.suffix.lower() in (".dcm", ".ima"):
+        raise StudyError(f"{path}: is one DICOM file, a slice; name the folder that holds its series, {path.parent}")
     try:
         content = path.read_bytes()
         if path.name.endswith(".gz"):
@@ -68,14 +83,7 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         volume = image.get_fdata(dtype=np.float32)
     except Exception as error:
         raise _unreadable(path, error) from error
-
-    finite = np.isfinite(volume)
-    if not finite.all():
-        raise StudyError(f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite; mend or exclude the volume")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise StudyError(f"{path}: the affine {affine.tolist()} has no inverse; mend the header's sform or qform")
-    return volume, affine
+    return volume, np.asarray(image.affine, dtype=np.float64)
 
 
 def _unreadable(path: Path, error: Exception) -> StudyError:
@@ -105,10 +113,11 @@ def _check_same_grid(
 
 
 class LoadStudyd(Transform):
-    """Load the NIfTI files of a study: raw intensities, the availability mask and the regions.
+    """Load the files of a study, NIfTI or DICOM: raw intensities, the availability mask and the regions.
 
-    A study is a dictionary ``{"subject": ..., <contrast>: <path>, ..., "seg": <path>}``. An absent contrast has no
-    key, ``"seg"`` (a tumour segmentation: any label above 0) may be absent.
+    A study is a dictionary ``{"subject": ..., <contrast>: <path>, ..., "seg": <path>}``, with paths as
+    :func:`read_volume` takes them. An absent contrast has no key, ``"seg"`` (a tumour segmentation: any label above 0)
+    may be absent.
 
     The loaded study is a dictionary:
 

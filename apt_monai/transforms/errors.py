@@ -1,0 +1,7 @@
+"""The error that every part of the package raises for a study that it refuses."""
+
+from __future__ import annotations
+
+
+class StudyError(ValueError):
+    """A study that cannot be used. The message names the file or folder, what was found and what to do."""

@@ -1,0 +1,308 @@
+"""Bad input, through the bundle: one clear error that names the file or the field, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.utils import set_determinism
+from tiny_bundle import files_of, run, write_untrained_model
+from tiny_studies import LPS, write_nifti, write_study
+
+from apt_monai.contrasts import BRATS
+from apt_monai.transforms import StudyError
+
+SHAPE = (12, 10, 6)
+
+
+@pytest.fixture(autouse=True)
+def _global_randomness_is_put_back() -> Iterator[None]:
+    state = torch.get_rng_state()
+    yield
+    set_determinism(None)
+    torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished model folder; copy it before changing it."""
+    return write_untrained_model(tmp_path_factory.mktemp("finished") / "model")
+
+
+def error_of(config: str, run_id: str, **overrides: Any) -> Exception:
+    """What went wrong, without the wrapping in which MONAI's config parser passes it on."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        run(config, run_id, **overrides)
+    error: BaseException = caught.value
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    assert isinstance(error, Exception)
+    assert "\n" not in str(error)
+    return error
+
+
+def two_studies(folder: Path) -> Path:
+    """A dataset of two studies without T1, the second of which a test spoils."""
+    for subject in ("a_good", "b_bad"):
+        write_study(folder / subject, ("flair", "t1ce", "t2"), SHAPE, seed=len(subject), seg=False)
+    return folder
+
+
+def truncate(study: Path) -> Path:
+    path = study / "b_bad_t2.nii.gz"
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def corrupt(study: Path) -> Path:
+    path = study / "b_bad_t2.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 0xFF  # the checksum
+    path.write_bytes(content)
+    return path
+
+
+def replace_by(volume: np.ndarray, affine: np.ndarray = LPS) -> Callable[[Path], Path]:
+    def spoil(study: Path) -> Path:
+        return Path(write_nifti(study / "b_bad_t2.nii.gz", volume, affine))
+
+    return spoil
+
+
+def with_voxel(value: float) -> np.ndarray:
+    volume = np.ones(SHAPE, np.float32)
+    volume[3, 3, 3] = value
+    return volume
+
+
+def rgb(study: Path) -> Path:
+    path = study / "b_bad_t2.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), LPS), path)
+    return path
+
+
+def unknown_contrast(study: Path) -> Path:
+    return Path(write_nifti(study / "b_bad_dwi.nii.gz", np.ones(SHAPE, np.int16)))
+
+
+def second_file(study: Path) -> Path:
+    shutil.copy(study / "b_bad_t2.nii.gz", study / "b_bad_t2w.nii.gz")
+    return study / "b_bad_t2w.nii.gz"
+
+
+def no_contrast(study: Path) -> Path:
+    for path in study.iterdir():
+        path.unlink()
+    return study
+
+
+FOUND_BY_LISTING = {
+    "no contrast at all": (no_contrast, "no acquired contrast found"),
+    "unknown contrast": (unknown_contrast, "unknown contrast 'dwi'"),
+    "two files for one contrast": (second_file, "a second file for t2"),
+}
+FOUND_BY_READING = {
+    "truncated": (truncate, "truncated or corrupt"),
+    "corrupt": (corrupt, "truncated or corrupt"),
+    "other shape": (replace_by(np.ones((12, 10, 7), np.int16)), "shape .* differs"),
+    "other affine": (replace_by(np.ones(SHAPE, np.int16), np.eye(4)), "affine differs"),
+    "NaN": (replace_by(with_voxel(np.nan)), "1 voxels are NaN or infinite"),
+    "infinite": (replace_by(with_voxel(np.inf)), "1 voxels are NaN or infinite"),
+    "all zero": (replace_by(np.zeros(SHAPE, np.int16)), "every voxel is 0"),
+    "4D": (replace_by(np.ones((*SHAPE, 2), np.int16)), "is 4D"),
+    "RGB": (rgb, "RGB"),
+    "single slice": (replace_by(np.ones((12, 10, 1), np.int16)), "single slice"),
+}
+
+
+@pytest.mark.parametrize("case", [*FOUND_BY_LISTING, *FOUND_BY_READING])
+def test_inference_names_the_bad_file(finished: Path, tmp_path: Path, case: str) -> None:
+    dataset = two_studies(tmp_path / "dataset")
+    spoil, message = (FOUND_BY_LISTING | FOUND_BY_READING)[case]
+    bad = spoil(dataset / "b_bad")
+    out = tmp_path / "out"
+    error = error_of("inference", "run", dataset_dir=str(dataset), model_dir=str(finished), output_dir=str(out))
+    assert isinstance(error, StudyError) and str(error).startswith(str(bad))
+    pytest.raises(StudyError, lambda: (_ for _ in ()).throw(error)).match(message)
+    # A bad file is found when its study comes: the ones before it are finished by then.
+    done = ["a_good/a_good_t1_SYNTHETIC.json", "a_good/a_good_t1_SYNTHETIC.nii.gz"]
+    assert files_of(out) == ([] if case in FOUND_BY_LISTING else done)
+
+
+@pytest.mark.parametrize("case", ["no contrast at all", "truncated", "other affine"])
+def test_training_names_the_bad_file_and_leaves_no_entry_of_it(tmp_path: Path, case: str) -> None:
+    dataset = tmp_path / "dataset"
+    for subject in ("a", "b_bad", "c"):
+        write_study(dataset / subject, shape=SHAPE, seed=len(subject))
+    spoil, message = (FOUND_BY_LISTING | FOUND_BY_READING)[case]
+    bad = spoil(dataset / "b_bad")
+    places = {"model_dir": str(tmp_path / "model"), "work_dir": str(tmp_path / "work")}
+    split = {"train": ["a", "b_bad"], "validation": ["c"], "test": [], "unused": []}
+    if case != "no contrast at all":
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "split.json").write_text(json.dumps(split))
+    error = error_of("train", "mif", dataset_dir=str(dataset), **places)
+    assert isinstance(error, StudyError) and str(bad) in str(error)
+    pytest.raises(StudyError, lambda: (_ for _ in ()).throw(error)).match(message)
+    entries = [path.name for path in (tmp_path / "work").glob("slices/*")]
+    assert all(name.startswith(("a-", "c-")) for name in entries)
+    assert set(files_of(tmp_path / "model")) <= {"model.json", "split.json"}
+
+
+def test_training_needs_every_contrast(tmp_path: Path) -> None:
+    dataset = two_studies(tmp_path / "dataset")
+    error = error_of("train", "training", dataset_dir=str(dataset), model_dir=str(tmp_path / "model"))
+    assert isinstance(error, StudyError) and "'a_good'" in str(error) and "lacks t1" in str(error)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("config", ["train", "inference", "evaluate"])
+@pytest.mark.parametrize("exists", [True, False], ids=["empty", "missing"])
+def test_a_dataset_folder_without_studies_is_named(finished: Path, tmp_path: Path, config: str, exists: bool) -> None:
+    dataset = tmp_path / "dataset"
+    if exists:
+        dataset.mkdir()
+    model = shutil.copytree(finished, tmp_path / "model")
+    (model / "split.json").write_text(json.dumps({"train": [], "validation": [], "test": [], "unused": []}))
+    before = files_of(model)
+    places: dict[str, Any] = {"dataset_dir": str(dataset), "model_dir": str(model)}
+    if config != "train":
+        places["output_dir"] = str(tmp_path / "out")
+    error = error_of(config, "run", **places)
+    assert isinstance(error, StudyError) and str(error).startswith(f"{dataset}: ")
+    assert files_of(model) == before and files_of(tmp_path / "out") == []
+
+
+def test_studies_in_which_nothing_is_missing_are_refused(finished: Path, tmp_path: Path) -> None:
+    write_study(tmp_path / "dataset" / "a", shape=SHAPE)
+    places = {"dataset_dir": str(tmp_path / "dataset"), "model_dir": str(finished), "output_dir": str(tmp_path / "out")}
+    assert "nothing to synthesise" in str(error_of("inference", "run", **places))
+    assert files_of(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("config", ["inference", "evaluate"])
+@pytest.mark.parametrize(
+    ("field", "value"), [("version", 0), ("dataset", "adni"), ("encoder", {"fingerprint": "0123", "source": "other"})]
+)
+def test_a_codebook_of_something_else_is_refused(
+    finished: Path, tmp_path: Path, config: str, field: str, value: Any
+) -> None:
+    model = shutil.copytree(finished, tmp_path / "model")
+    codebook = json.loads((model / "codebook.json").read_text())
+    (model / "codebook.json").write_text(json.dumps({**codebook, field: value}))
+    write_study(tmp_path / "dataset" / "a", BRATS.names[1:] if config == "inference" else BRATS.names, SHAPE)
+    (model / "split.json").write_text(json.dumps({"train": [], "validation": [], "test": ["a"], "unused": []}))
+    error = error_of(
+        config,
+        "run",
+        dataset_dir=str(tmp_path / "dataset"),
+        model_dir=str(model),
+        output_dir=str(tmp_path / "out"),
+        work_dir=str(tmp_path / "work"),
+    )
+    assert str(error).startswith(str(model / "codebook.json")) and field in str(error)
+    assert files_of(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("weights", ["model.pt", "fusion.pt"])
+@pytest.mark.parametrize("how", ["do not fit", "truncated"])
+def test_weights_that_cannot_be_used_are_named(finished: Path, tmp_path: Path, weights: str, how: str) -> None:
+    model = shutil.copytree(finished, tmp_path / "model")
+    if how == "truncated":
+        (model / weights).write_bytes((model / weights).read_bytes()[:1000])
+    else:
+        settings = json.loads((model / "model.json").read_text())
+        settings["network"]["channels"] = [8, 16]
+        settings["fusion"]["mlp_ratio"] = 2
+        (model / "model.json").write_text(json.dumps(settings))
+    write_study(tmp_path / "dataset" / "a", ("t1",), SHAPE)
+    if weights == "model.pt":
+        (model / "fusion.pt").write_bytes((finished / "fusion.pt").read_bytes())
+    error = error_of(
+        "inference",
+        "run" if weights == "model.pt" else "fusion_only",
+        dataset_dir=str(tmp_path / "dataset"),
+        model_dir=str(model),
+        output_dir=str(tmp_path / "out"),
+        fusion_only=["$@fusion"],
+    )
+    assert str(error).startswith(str(model / weights)) and how in str(error)
+    assert files_of(tmp_path / "out") == []
+
+
+def test_a_folder_that_is_no_finished_model_is_refused(tmp_path: Path) -> None:
+    error = error_of("inference", "run", model_dir=str(tmp_path), output_dir=str(tmp_path / "out"))
+    assert str(error).startswith(f"{tmp_path}: is not a finished model, it lacks model.json, model.pt")
+    assert files_of(tmp_path) == []
+
+
+BAD_SAMPLING = {
+    "M > T": ({"start_step": 2000}, r"start_step \(M\) is 2000: valid is 1 to 1000"),
+    "S > M": ({"sampling_steps": 21}, r"sampling_steps \(S\) is 21: valid is 1 to 20"),
+    "N < 0": ({"unroll_iterations": -1}, r"unroll_iterations \(N\) is -1: valid is 0 or more"),
+}
+
+
+@pytest.mark.parametrize("config", ["train", "inference", "evaluate"])
+@pytest.mark.parametrize("case", BAD_SAMPLING)
+def test_a_sampling_setting_out_of_range_is_found_before_the_work(
+    finished: Path, tmp_path: Path, config: str, case: str
+) -> None:
+    settings, message = BAD_SAMPLING[case]
+    places = {"model_dir": str(finished)} if config != "train" else {"model_dir": str(tmp_path / "model")}
+    if config != "train":
+        places["output_dir"] = str(tmp_path / "out")
+    overrides = {f"sampling#{key}": value for key, value in settings.items()}
+    error = error_of(config, "run", work_dir=str(tmp_path / "work"), **places, **overrides)
+    pytest.raises(ValueError, lambda: (_ for _ in ()).throw(error)).match(message)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "model") == []
+
+
+@contextmanager
+def almost_full_disk(limit: int) -> Iterator[None]:
+    """No file can grow beyond ``limit`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_output_folder_leaves_nothing_half_written(finished: Path, tmp_path: Path) -> None:
+    dataset, out = two_studies(tmp_path / "dataset"), tmp_path / "out"
+    places = {"dataset_dir": str(dataset), "model_dir": str(finished), "output_dir": str(out)}
+    with almost_full_disk(100):
+        error = error_of("inference", "run", **places)
+    assert isinstance(error, OSError) and str(out / "a_good") in str(error)
+    assert files_of(out) == []
+
+
+@pytest.mark.parametrize("where", ["model", "work"])
+def test_a_full_folder_in_training_leaves_nothing_half_written(tmp_path: Path, where: str) -> None:
+    places = {"model_dir": str(tmp_path / "model"), "work_dir": str(tmp_path / "work")}
+    for subject in ("a", "b", "c", "d"):
+        write_study(tmp_path / "dataset" / subject, shape=SHAPE, seed=ord(subject))
+    with almost_full_disk(100 if where == "model" else 5000):
+        error = error_of("train", "mif", dataset_dir=str(tmp_path / "dataset"), **places)
+    assert isinstance(error, OSError) and str(tmp_path / where) in str(error)
+    assert files_of(tmp_path / "model") == ([] if where == "model" else ["model.json", "split.json"])
+    assert [name for name in files_of(tmp_path) if name.split("/")[-1].startswith(".")] == []
+
+
+def test_an_output_folder_that_cannot_be_made_is_found_before_the_work(finished: Path, tmp_path: Path) -> None:
+    """As on a read-only folder; the tests may run as root, who can write anywhere."""
+    dataset = two_studies(tmp_path / "dataset")
+    (tmp_path / "file").touch()
+    places = {"dataset_dir": str(dataset), "model_dir": str(finished)}
+    error = error_of("inference", "run", output_dir=str(tmp_path / "file" / "out"), **places)
+    assert isinstance(error, OSError) and str(tmp_path / "file" / "out") in str(error)
