@@ -87,7 +87,7 @@ class Demo:
         if all((shipped / name).is_file() for name in MODEL_FILES):
             self.models[SHIPPED] = shipped
         else:
-            print(f"No shipped weights in {shipped}: this shows the demo's own training alone.", flush=True)
+            print(f"No shipped weights in {shown(shipped)}: this shows the demo's own training alone.", flush=True)
 
     def run(self) -> None:
         """Every step, then what came out. A step that an earlier run finished is over at once."""
@@ -109,7 +109,6 @@ class Demo:
 
     def train(self) -> None:
         """Both networks and the codebook, in OUT/model."""
-        configs = [str(self.configs / "train.yaml"), str(self.configs / "demo.yaml")]
         overrides = {
             "dataset_dir": self.out / "data",
             "model_dir": self.out / "model",
@@ -119,7 +118,7 @@ class Demo:
         }
         if self.iterations is not None:
             overrides["iterations"] = self.iterations
-        run_bundle("training", f"[{','.join(map(repr, configs))}]", overrides)
+        run_bundle("training", [self.configs / "train.yaml", self.configs / "demo.yaml"], overrides)
 
     def synthesise(self, weights: str) -> None:
         """The contrasts that studies lack, in OUT/synthetic: of all with the shipped weights, of one with our own."""
@@ -130,7 +129,7 @@ class Demo:
             "model_dir": self.models[weights],
             "output_dir": self.out / "synthetic" / weights,
         }
-        run_bundle("run", str(self.configs / "inference.yaml"), overrides | self.sampling)
+        run_bundle("run", [self.configs / "inference.yaml"], overrides | self.sampling)
 
     def evaluate(self, weights: str) -> None:
         """Each contrast from the others, on the test subjects; tables and pictures in OUT/eval."""
@@ -142,7 +141,7 @@ class Demo:
             "output_dir": self.out / "eval" / weights,
             "slices_per_subject": self.slices_per_subject,
         }
-        run_bundle("evaluating", str(self.configs / "evaluate.yaml"), overrides | self.sampling)
+        run_bundle("evaluating", [self.configs / "evaluate.yaml"], overrides | self.sampling)
 
     def missing_contrasts(self) -> dict[str, str]:
         """The contrast that each of up to four test subjects is to lack, another one each, by subject."""
@@ -184,6 +183,7 @@ class Demo:
             weights: json.loads((self.out / "eval" / weights / "results.json").read_text(encoding="utf-8"))
             for weights in self.models
         }
+        out = shown(self.out)
         subjects, slices = results[OWN]["subjects"], results[OWN]["slices"]
         times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
         return f"""
@@ -196,35 +196,42 @@ U: the conditional diffusion model; +A: from the codebook's prior; +I: with the 
 Of the weights, "{OWN}" are this demo's short training, "{SHIPPED}" those that come with the bundle.
 
 Pictures
-  synthetic volumes beside the acquired ones    {self.out}/pictures/*.png
-  acquired, prior, synthesised, error map       {self.out}/eval/*/panel_*.png
-  the prior codebook                            {self.out}/model/codebook.png
+  synthetic volumes beside the acquired ones    {out}/pictures/*.png
+  acquired, prior, synthesised, error map       {out}/eval/*/panel_*.png
+  the prior codebook                            {out}/model/codebook.png
 NIfTI files, each with a JSON file that says where it comes from
-  synthetic volumes                             {self.out}/synthetic/*/*/*_SYNTHETIC.nii.gz
-  what they were made from                      {self.out}/incoming
-  what was held back                            {self.out}/data
+  synthetic volumes                             {out}/synthetic/*/*/*_SYNTHETIC.nii.gz
+  what they were made from                      {out}/incoming
+  what was held back                            {out}/data
 Tables with standard deviations, brain and tumour alone
-                                                {self.out}/eval/*/results.md
+                                                {out}/eval/*/results.md
 
 {sum(seconds.values()) / 60:.1f} minutes: {times}.
 
 {RESEARCH_NOTICE}"""
 
 
-def run_bundle(run_id: str, config_file: str, overrides: Mapping[str, object]) -> None:
+def shown(path: Path) -> str:
+    """A path as one writes it in the working directory: relative to it where it lies inside."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def run_bundle(run_id: str, configs: Sequence[Path], overrides: Mapping[str, object]) -> None:
     """Print a command of the bundle, and run it in a process of its own.
 
     Args:
         run_id: what to run, such as ``"training"``.
-        config_file: the config, or a list of them as MONAI reads it: ``"['train.yaml','demo.yaml']"``.
+        configs: the config files, later ones over earlier ones.
         overrides: values that take the place of the config's, by key.
 
     Raises:
         DemoError: the command failed.
     """
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", config_file]
+    files = [shown(path) for path in configs]
+    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file"]
+    command.append(files[0] if len(files) == 1 else json.dumps(files, ensure_ascii=False))
     for key, value in overrides.items():
-        command += [f"--{key}", str(value)]
+        command += [f"--{key}", shown(value) if isinstance(value, Path) else str(value)]
     print(f"$ {shlex.join(command)}", flush=True)
     status = subprocess.run(command, check=False).returncode
     if status:
@@ -314,7 +321,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
-    commands = parser.add_subparsers(metavar="{phantom,demo,bench}", required=True)
+    commands = parser.add_subparsers(dest="name", required=True)
 
     def add(name: str, what: str, command: Any) -> argparse.ArgumentParser:
         added = commands.add_parser(

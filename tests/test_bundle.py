@@ -144,7 +144,7 @@ def test_a_killed_training_resumes_to_the_same_weights(trained: Path, tmp_path: 
     places = model_without(trained, tmp_path, "model.pt")
     checkpoint = tmp_path / "work" / "diffusion_checkpoint.pt"
     killed = subprocess.Popen(
-        command("train", "training", **places, iterations=40),
+        command("train", "training", **places, iterations=100, val_interval=1000),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -161,9 +161,10 @@ def test_a_killed_training_resumes_to_the_same_weights(trained: Path, tmp_path: 
         killed.wait()
     assert checkpoint.exists() and "model.pt" not in files_of(tmp_path / "model")
 
-    resumed = run_command("train", "training", **places, iterations=40)
+    resumed = run_command("train", "training", **places, iterations=100, val_interval=1000)
     assert resumed.returncode == 0 and "resumed" in resumed.stdout, resumed.stdout[-4000:]
-    run("train", "training", **model_without(trained, tmp_path / "whole", "model.pt"), iterations=40)
+    whole = model_without(trained, tmp_path / "whole", "model.pt")
+    run("train", "training", **whole, iterations=100, val_interval=1000)
     assert same_files(tmp_path / "whole", tmp_path, "model.pt")
 
 
@@ -344,7 +345,10 @@ def test_the_network_can_be_exported(tmp_path: Path) -> None:
     program = torch.export.export(network, example, dynamic_shapes=({0: batch}, {0: batch}, {0: batch}))
     torch.export.save(program, tmp_path / "model.pt2")
     exported = torch.export.load(tmp_path / "model.pt2").module()
-    for images, timesteps, context in (example, (torch.rand(3, 4, 16, 16), torch.tensor([1, 2, 3]), torch.rand(3, 1, 8))):
+    for images, timesteps, context in (
+        example,
+        (torch.rand(3, 4, 16, 16), torch.tensor([1, 2, 3]), torch.rand(3, 1, 8)),
+    ):
         with torch.no_grad():
             expected = network(images, timesteps, context)
             assert torch.allclose(exported(images, timesteps, context), expected, atol=1e-5)

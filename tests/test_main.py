@@ -41,7 +41,7 @@ def test_help_says_what_the_defaults_are(
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "{phantom,demo,bench}" in text and "not a medical device" in text
 
 
@@ -123,10 +123,12 @@ def test_bundle_command_is_printed_as_a_shell_would_take_it(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", fake_run)
-    run_bundle("training", "['a b.yaml','c.yaml']", {"model_dir": Path("/a folder/model"), "sampling#unroll_step": 40})
+    configs = [Path.cwd() / "a b.yaml", Path("/elsewhere/c.yaml")]
+    run_bundle("training", configs, {"model_dir": Path("/a folder/model"), "sampling#unroll_step": 40})
     printed = capsys.readouterr().out.strip()
     assert shlex.split(printed.removeprefix("$ ")) == ran[0]
     assert ran[0][:4] == [sys.executable, "-m", "monai.bundle", "run"]
+    assert json.loads(ran[0][6]) == ["a b.yaml", "/elsewhere/c.yaml"]
     assert ran[0][-4:] == ["--model_dir", "/a folder/model", "--sampling#unroll_step", "40"]
 
 

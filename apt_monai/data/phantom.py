@@ -80,11 +80,11 @@ def brats_grid(spacing: float = 1.0, shape: Sequence[int] | None = None) -> Grid
         shape = tuple(round(n / spacing) for n in (240, 240, 155))
     checked = _check_shape(shape)
     steps = np.array([-spacing, -spacing, spacing])
-    return Grid(checked, _affine(checked, steps, np.array([-119.5, 119.5, 77.0])))
+    return Grid(checked, _affine(checked, steps, (-119.5, 119.5, 77.0)))
 
 
 def adni_t1_grid(spacing: float = 1.0) -> Grid:
-    """The grid of the raw T1: 170 sagittal slices of 256×256 voxels of 1 mm, stored as (R, A, S), from crown to neck.
+    """The grid of the raw T1: 208 sagittal slices of 256×256 voxels of 1 mm, stored as (R, A, S), from crown to neck.
 
     That is how dcm2niix stores a sagittal MPRAGE. World and head coordinates are the same.
 
@@ -97,19 +97,19 @@ def adni_t1_grid(spacing: float = 1.0) -> Grid:
     Example::
 
         >>> adni_t1_grid().shape
-        (170, 256, 256)
+        (208, 256, 256)
     """
     _check_spacing(spacing)
-    x, y, z = (round(n / spacing) for n in (170, 256, 256))
+    x, y, z = (round(n / spacing) for n in (208, 256, 256))
     centre = (0.0, 8.0, -26.0)  # the whole vault, the face and the upper neck
-    return Grid((x, y, z), _affine((x, y, z), np.full(3, spacing), np.array(centre)), centre)
+    return Grid((x, y, z), _affine((x, y, z), np.full(3, spacing), centre), centre)
 
 
 def adni_axial_grid(spacing: float = 1.0, shape: Sequence[int] | None = None) -> Grid:
-    """The grid of PD and T2: 52 axial slices of 3 mm of 256×256 voxels of 0.9375 mm, stored as (L, A, S).
+    """The grid of PD and T2: 54 axial slices of 3 mm of 256×256 voxels of 0.9375 mm, stored as (L, A, S).
 
     Args:
-        spacing: above 0 and at most 10. Voxels are 0.9375 × spacing wide, and slices as thick as that spacing, but never
+        spacing: above 0 and at most 10. Voxels are 0.9375 × spacing mm wide; slices are spacing mm thick, but never
             thinner than 3 mm.
         shape: voxels along each axis; as many as cover the whole brain if None. Other shapes keep the centre.
 
@@ -119,15 +119,15 @@ def adni_axial_grid(spacing: float = 1.0, shape: Sequence[int] | None = None) ->
     Example::
 
         >>> adni_axial_grid().shape, adni_axial_grid(3.0).shape, adni_axial_grid(6.0).shape
-        ((256, 256, 52), (85, 85, 52), (43, 43, 26))
+        ((256, 256, 54), (85, 85, 54), (43, 43, 27))
     """
     _check_spacing(spacing)
     steps = np.array([-0.9375 * spacing, 0.9375 * spacing, max(3.0, spacing)])
     if shape is None:
-        shape = tuple(round(n / abs(step)) for n, step in zip((240, 240, 156), steps, strict=True))
+        shape = tuple(round(n / abs(step)) for n, step in zip((240, 240, 162), steps, strict=True))
     checked = _check_shape(shape)
-    centre = (0.0, 0.0, -2.0)
-    return Grid(checked, _affine(checked, steps, np.array(centre)), centre)
+    centre = (0.0, 0.0, 2.0)
+    return Grid(checked, _affine(checked, steps, centre), centre)
 
 
 def _check_spacing(spacing: float) -> None:
@@ -142,12 +142,10 @@ def _check_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _affine(
-    shape: tuple[int, int, int], steps: NDArray[np.float64], centre: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _affine(shape: Sequence[int], steps: NDArray[np.float64], centre: ArrayLike) -> NDArray[np.float64]:
     """From voxel to world for voxel edges with a sign (mm), whose field of view is around a centre (world mm)."""
     affine = np.diag([*steps, 1.0])
-    affine[:3, 3] = centre - steps * (np.array(shape) - 1) / 2
+    affine[:3, 3] = np.asarray(centre) - steps * (np.array(shape) - 1) / 2
     return affine + 0.0  # + 0.0: no negative zeros
 
 
@@ -156,6 +154,12 @@ def _affine(
 #: ADNI's subjects have no tumour; in about every second one ventricles and sulci are widened.
 HEALTHY = Population(ventricles=(-0.1, 0.25), sulci=(1.4, 0.2), tumour=False)
 ATROPHIC = Population(ventricles=(0.5, 0.8), sulci=(2.3, 0.25), tumour=False)
+
+
+#: ADNI's MPRAGE, and its fast spin echo whose two echoes are PD and T2.
+ADNI_SEQUENCES: Mapping[str, PulseSequence] = MappingProxyType(
+    {"t1": SEQUENCES["t1"], "t2": PulseSequence(tr=3000.0, te=100.0), "pd": PulseSequence(tr=3000.0, te=12.0)}
+)
 
 
 def adni_population(seed: int, subject: int) -> Population:
@@ -208,8 +212,10 @@ def _generator(seed: int, subject: int, purpose: str) -> np.random.Generator:
 
 
 def _adni_sequences(seed: int, subject: int) -> dict[str, PulseSequence]:
-    """Each contrast's sequence as the scanner runs it; PD and T2 are the two echoes of one scan and share a TR."""
-    varied = {name: vary_timing(SEQUENCES[name], _generator(seed, subject, f"{name} timing")) for name in ADNI.names}
+    """Each contrast's sequence as the scanner runs it; PD and T2 are two echoes of one scan and share its TR."""
+    varied = {
+        name: vary_timing(ADNI_SEQUENCES[name], _generator(seed, subject, f"{name} timing")) for name in ADNI.names
+    }
     varied["pd"] = replace(varied["pd"], tr=varied["t2"].tr)
     return varied
 
@@ -306,7 +312,7 @@ def _write_adni_study(request: _Request) -> None:
 def _write_adni_raw_study(request: _Request) -> None:
     """One study as the scanner gives it, and beside the studies what is true of it."""
     t1_grid, axial_grid = adni_t1_grid(request.spacing), adni_axial_grid(request.spacing)
-    master = _master_grid(t1_grid, margin=20)
+    master = _master_grid(t1_grid, margin=10)
     who, name = (request.seed, request.subject), request.folder.name
     population = adni_population(*who)
     movement = draw_movement(_generator(*who, "movement"))
@@ -414,8 +420,8 @@ def write_phantom_dataset(
         :func:`adni_axial_grid`. A part of the subjects is atrophic.
     ``"adni-raw"``
         The same heads, files of the same names, as scanned: T1 on :func:`adni_t1_grid`, T2 and PD on
-        :func:`adni_axial_grid`, with skull and scalp, an uneven coil and noise in air, and between the two scans the head
-        moved. What is true of a study is in a hidden folder, which no reader looks at, ``OUT/.truth/000_S_0000``:
+        :func:`adni_axial_grid`, with skull and scalp, an uneven coil and noise in air, and between the two scans the
+        head moved. What is true of a study is in a hidden folder, which no reader looks at, ``OUT/.truth/000_S_0000``:
         ``truth.json`` with ``axial_to_t1``, the 4×4 matrix from the world mm (RAS+) of the T2 and PD scans to those of
         the T1 scan, and ``atrophy``; and the brain masks on both grids, ``brain_t1.nii.gz`` and ``brain_axial.nii.gz``.
 

@@ -79,14 +79,14 @@ TISSUES: Mapping[str, Tissue] = MappingProxyType(
     }
 )
 
-#: What surrounds the brain, at 3 T. Muscle: Stanisz et al., as above. T1 of fat and marrow: de Bazelaire et al., Radiology
-#: 230:652 (2004). Assumptions: the densities; the T2 of fat and marrow, longer than measured because the fast spin
-#: echoes of a clinical scan show fat bright; all of skin, dura and bone, which gives no signal as its T2 is too short.
+#: What surrounds the brain, at 3 T. Muscle: Stanisz et al., as above. T1 of fat and marrow: de Bazelaire et al.,
+#: Radiology 230:652 (2004). Assumptions: the densities; the T2 of fat and marrow, longer than measured because the fast
+#: spin echoes of a clinical scan show fat bright; all of skin, dura and bone, whose T2 is too short for a signal.
 COVERINGS: Mapping[str, Tissue] = MappingProxyType(
     {
         "air": Tissue(1000.0, 1.0, 0.0),
         "skin": Tissue(1100.0, 45.0, 0.65),
-        "fat": Tissue(382.0, 120.0, 0.72),
+        "fat": Tissue(382.0, 120.0, 0.64),
         "muscle": Tissue(1412.0, 50.0, 0.72),
         "bone": Tissue(1000.0, 1.0, 0.15),
         "marrow": Tissue(586.0, 90.0, 0.55),
@@ -602,6 +602,8 @@ def acquire(
 
 # What surrounds the brain
 
+_STRAY = 25.0  # mm: no deformation, turn or size moves a shape further than this
+
 
 @dataclass(frozen=True)
 class Ellipsoid:
@@ -610,7 +612,7 @@ class Ellipsoid:
     Args:
         tissue: a name of :data:`COVERINGS` or :data:`TISSUES`.
         centre: (x, y, z) in mm; x above 0 is drawn on the other side, too.
-        radii: semi-axes in mm; infinite ones make a cylinder.
+        radii: semi-axes in mm.
         share: how much of what is there it replaces, at most.
     """
 
@@ -626,12 +628,21 @@ class Ellipsoid:
         offset = (points - centre.reshape(column)) / np.array(self.radii, np.float32).reshape(column)
         return (np.sqrt(np.square(offset).sum(axis=0)) - 1) * np.float32(min(self.radii))
 
+    def box(self, grid: Grid, side: int = 1) -> tuple[slice, ...]:
+        """The part of a grid in which any subject's may lie."""
+        centre = np.array(self.centre) * [side, 1, 1] - TEMPLATE_CENTRE
+        found = []
+        for axis, middle, radius in zip(grid.axes, centre, self.radii, strict=True):
+            near = np.flatnonzero(np.abs(axis - middle) < radius + _STRAY)
+            found.append(slice(near[0], near[-1] + 1) if len(near) else slice(0))
+        return tuple(found)
+
 
 #: The outline of the head below the skull: face, chin, nose, lips and neck.
 _OUTLINE = (
     Ellipsoid("skin", (0, 28, -58), (66, 64, 72)),
     Ellipsoid("skin", (0, 60, -112), (34, 34, 26)),
-    Ellipsoid("skin", (0, 97, -62), (12, 14, 19)),
+    Ellipsoid("skin", (0, 92, -58), (13, 18, 22)),
     Ellipsoid("skin", (0, 92, -92), (22, 8, 14)),
     Ellipsoid("skin", (0, -42, -150), (60, 62, 110)),
 )
@@ -678,7 +689,6 @@ _CANAL = (
     Ellipsoid("csf", (0, -46, -142), (9.5, 8.5, 79)),
     Ellipsoid("white", (0, -46, -142), (6, 4.5, 80)),
 )
-_STRAY = 25.0  # mm: no deformation, turn or size moves a shape further than this
 
 
 def whole_head_signals(
@@ -690,9 +700,9 @@ def whole_head_signals(
 ) -> dict[str, Volume]:
     """The signal of each voxel of the whole head without noise: the brain, and around it what a scanner sees as well.
 
-    From the brain outwards: CSF, dura, the two tables of the skull with marrow between them, muscle, fat and skin; below
-    the skull a face and a neck with eyes, sinuses, airways, jaw, spine and spinal cord. The layers have the thickness of
-    an adult's, which varies smoothly over the head and from subject to subject.
+    From the brain outwards: CSF, dura, the two tables of the skull with marrow between them, muscle, fat and skin;
+    below the skull a face and a neck with eyes, sinuses, airways, jaw, spine and spinal cord. The layers have the
+    thickness of an adult's, which varies smoothly over the head and from subject to subject.
 
     Args:
         head: the subject's brain, as :func:`make_head` makes it; its grid may be larger than the brain.
@@ -700,7 +710,8 @@ def whole_head_signals(
         sequences: what is acquired.
 
     Returns:
-        For each sequence float32 (X, Y, Z), at least 0, relative to the equilibrium signal of water; 0 in air.
+        For each sequence float32 (X, Y, Z), at least 0, relative to the equilibrium signal of water; as
+        good as 0 in air.
     """
     grid = head.grid
     shape_rng = np.random.default_rng([seed, subject]).spawn(7)[0]
@@ -717,22 +728,15 @@ def whole_head_signals(
     def paint(tissue: str, share: Volume, box: tuple[slice, ...] = (slice(None),) * 3) -> None:
         known = head.tissues.get(tissue) or COVERINGS[tissue]
         for name, sequence in sequences.items():
-            brightness = np.float32(abs(_signal(sequence, known.pd, known.t1, known.t2)))
+            brightness = float(np.abs(_signal(sequence, known.pd, known.t1, known.t2)))
             signal = signals[name][box]
-            signal += share * (brightness * (1 if tissue == "csf" else flesh[box]) - signal)
+            signal += share * (np.float32(brightness) * (1 if tissue == "csf" else flesh[box]) - signal)
 
     def paint_shapes(shapes: Sequence[Ellipsoid], within: Volume) -> None:
         for shape in shapes:
             for side in (1, -1) if shape.centre[0] else (1,):
-                centre = np.array(shape.centre) * [side, 1, 1] - TEMPLATE_CENTRE
-                reach = np.array(shape.radii) + _STRAY
-                box = tuple(
-                    slice(*np.flatnonzero(np.abs(axis - middle) < far)[[0, -1]] + [0, 1])
-                    if (np.abs(axis - middle) < far).any()
-                    else slice(0, 0)
-                    for axis, middle, far in zip(grid.axes, centre, reach, strict=True)
-                )
-                inside = expit(-shape.distance(points[(slice(None), *box)], side) / edge)
+                box = shape.box(grid, side)
+                inside = expit(-shape.distance(points[:, box[0], box[1], box[2]], side) / edge)
                 paint(shape.tissue, shape.share * inside * within[box], box)
 
     # Depths in mm: below the brain's surface outwards, and below the skin inwards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -27,6 +28,7 @@ def find_studies(
     phantom_spacing: float,
     phantom_seed: int,
     require_all: bool = True,
+    series: Mapping[str, Any] | str | Path | None = None,
 ) -> list[Study]:
     """The studies of a dataset folder; without one, those of a digital phantom, which is made if need be.
 
@@ -35,6 +37,7 @@ def find_studies(
         contrasts: the dataset's name, ``"brats"`` or ``"adni"``.
         phantom_dir: where phantoms are kept; each kind has a folder of its own in it.
         phantom_subjects, phantom_spacing, phantom_seed: see :func:`apt_monai.data.phantom.write_phantom_dataset`.
+        series: which series is which contrast, for DICOM and other layouts; see :func:`apt_monai.data.read_studies`.
         require_all: every study must have every contrast, as training and evaluation need. Without it (inference), each
             phantom study is given without one contrast, a different one from study to study.
 
@@ -42,7 +45,7 @@ def find_studies(
         StudyError: see :func:`apt_monai.data.read_studies`.
     """
     if dataset_dir is not None:
-        return read_studies(dataset_dir, contrasts, require_all=require_all)
+        return read_studies(dataset_dir, contrasts, require_all=require_all, series=series)
     folder = Path(phantom_dir) / f"{contrasts}-{phantom_spacing:g}mm-seed{phantom_seed}"
     logger.warning("no dataset_dir given: using a DIGITAL PHANTOM, not patients, in %s", folder)
     made = write_phantom_dataset(folder, contrasts, phantom_subjects, phantom_seed, phantom_spacing)

@@ -3,7 +3,7 @@
 BraTS comes that way; ADNI does not: T1 is a 3D scan of 1 mm, PD and T2 are the two echoes of one scan with 3 mm axial
 slices, the head moved in between, and skull and scalp are there. For each study:
 
-1. N4 bias correction of each scan (ITK; the smooth field is estimated at about 4 mm and applied to every voxel);
+1. N4 bias correction of each scan (ITK; the smooth field is estimated at about 6 mm and applied to every voxel);
 2. rigid registration by Mattes mutual information (ITK), coarse to fine. Scans on the same voxel grid count as acquired
    together (the echoes of PD and T2) and share one transform;
 3. a brain mask: of ITK filters, of deepbet, or a file of the user's own;
@@ -39,6 +39,7 @@ from typing import Any
 import itk
 import nibabel as nib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
@@ -94,7 +95,7 @@ class PreprocessingSettings:
 
     grid: tuple[str, ...] | float = ("pd", "t2", "t1")
     mask: str = "itk"
-    bias_spacing: float = 4.0
+    bias_spacing: float = 6.0
     levels: tuple[float, ...] = (8.0, 4.0, 2.0)
 
     def __post_init__(self) -> None:
@@ -108,7 +109,9 @@ class PreprocessingSettings:
                 "masks/{subject}_mask.nii.gz"
             )
         if not self.levels or min(self.levels) <= 0 or self.bias_spacing <= 0:
-            raise ValueError(f"levels {self.levels} and bias_spacing {self.bias_spacing} must be voxel sizes above 0 mm")
+            raise ValueError(
+                f"levels {self.levels} and bias_spacing {self.bias_spacing} must be voxel sizes above 0 mm"
+            )
 
 
 @dataclass(frozen=True)
@@ -174,12 +177,14 @@ def _otsu_thresholds(values: NDArray[np.floating[Any]], count: int) -> list[floa
 # 1. Bias correction
 
 
-def correct_bias(scan: Scan, spacing: float = 4.0) -> Scan:
+def correct_bias(scan: Scan, spacing: float = 6.0, levels: int = 2, iterations: int = 30) -> Scan:
     """Divide a scan by its bias field, as ITK's N4 estimates it within the head.
 
     Args:
         scan: intensities of 0 and above.
-        spacing: the voxel size in mm at which the field is estimated; it is smooth, so a coarse one loses nothing.
+        spacing: the voxel size in mm at which the field is estimated; it is smooth, so a coarse one loses little.
+        levels: of the fit; each has twice as many spans of the field's spline along each axis, beginning with one.
+        iterations: at most so many at each level.
 
     Returns:
         The scan without the field, its head's mean logarithmic intensity as before.
@@ -188,7 +193,10 @@ def correct_bias(scan: Scan, spacing: float = 4.0) -> Scan:
     head = small.volume > _otsu_thresholds(small.volume, 1)[0]
     image, mask = _to_itk(small), _to_itk(Scan(head.astype(np.float32), small.affine))
     corrected = itk.n4_bias_field_correction_image_filter(
-        image, mask_image=itk.cast_image_filter(mask, ttype=(type(mask), itk.Image[itk.UC, 3]))
+        image,
+        mask_image=itk.cast_image_filter(mask, ttype=(type(mask), itk.Image[itk.UC, 3])),
+        number_of_fitting_levels=levels,
+        maximum_number_of_iterations=[iterations] * levels,
     )
     there = head & (small.volume > 0)
     log_field = np.zeros(small.volume.shape, np.float32)
@@ -273,9 +281,8 @@ def _optimise(fixed: Any, moving: Any, start: Any, step: float) -> tuple[Any, fl
     )
     scales = itk.RegistrationParameterScalesFromPhysicalShift[type(metric)].New(Metric=metric)
     optimiser = itk.RegularStepGradientDescentOptimizerv4[itk.D].New(
-        LearningRate=step, MinimumStepLength=step / 100, RelaxationFactor=0.5, NumberOfIterations=100,
+        LearningRate=step, MinimumStepLength=step / 100, RelaxationFactor=0.7, NumberOfIterations=100,
         ScalesEstimator=scales, DoEstimateLearningRateOnce=False, DoEstimateLearningRateAtEachIteration=False,
-        ReturnBestParametersAndValue=True,
     )  # fmt: skip
     registration = itk.ImageRegistrationMethodv4[_FLOAT_IMAGE, _FLOAT_IMAGE].New(
         FixedImage=fixed, MovingImage=moving, Metric=metric, Optimizer=optimiser, InitialTransform=transform
@@ -285,4 +292,559 @@ def _optimise(fixed: Any, moving: Any, start: Any, step: float) -> tuple[Any, fl
     registration.SetSmoothingSigmasPerLevel([0])
     registration.InPlaceOn()
     registration.Update()
-    return transform, -float(optimiser.GetValue())
+    return transform, -float(metric.GetValue())
+
+
+# 3. The brain mask
+
+
+def mask_by_filters(scan: Scan) -> Scan:
+    """Mask the brain by thresholds and morphology: the largest bright piece deep in the head, sulci filled.
+
+    It needs no training, and knows no anatomy: it errs where brain and scalp touch, and above the spinal cord. Look at
+    the masks before you trust them, or give your own.
+
+    Args:
+        scan: a scan of the head, bias corrected.
+
+    Returns:
+        The mask, 0 or 1, at about 2 mm.
+
+    Raises:
+        StudyError: no piece of the head can be the brain.
+    """
+    small = _shrink(scan, 2.0)
+    spacing = small.spacing
+
+    def within(mask: NDArray[np.bool_], distance: float) -> NDArray[np.bool_]:
+        return ndimage.distance_transform_edt(mask, sampling=spacing) > distance
+
+    head = small.volume > 0.5 * _otsu_thresholds(small.volume, 1)[0]
+    pad = [(1 + int(np.ceil(10 / step)),) * 2 for step in spacing]
+    closed = within(~within(~np.pad(head, pad), 10.0), 10.0)  # air cells and the dark skull between scalp and brain
+    unpad = tuple(slice(before, -after) for before, after in pad)
+    head = _largest(ndimage.binary_fill_holes(closed[unpad]))
+    dark, _ = _otsu_thresholds(small.volume[head], 2)
+    deep = within(np.pad(head, 1, mode="edge"), 5.0)[1:-1, 1:-1, 1:-1]  # scalp is never brain
+    tissue = (small.volume > dark) & deep
+    core = _largest(within(tissue, 4.0))
+    if not core.any():
+        raise StudyError("no brain was found by thresholds; give a mask of your own")
+    grown = ~within(~core, 5.0) & tissue
+    margin = [(1 + int(np.ceil(6 / step)),) * 2 for step in spacing]
+    padded = np.pad(grown, margin)
+    brain = within(~within(~padded, 6.0), 6.0)[tuple(slice(before, -after) for before, after in margin)]
+    return Scan(ndimage.binary_fill_holes(brain | grown).astype(np.float32), small.affine)
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return (labels == sizes.argmax()) & mask
+
+
+def mask_by_deepbet(scan: Scan) -> Scan:
+    """Mask the brain of a T1 scan by deepbet's network (Fisch et al., Comput Biol Med 2024), on the CPU.
+
+    Its weights come with its package; about 1.5 GB of memory.
+
+    Raises:
+        ImportError: deepbet is not installed.
+    """
+    try:
+        from deepbet import BrainExtraction
+    except ImportError as error:
+        raise ImportError("mask 'deepbet' needs the package deepbet: pip install deepbet") from error
+    _, mask, _ = BrainExtraction(no_gpu=True).run(nib.Nifti1Image(scan.volume, scan.affine))
+    return Scan(np.asarray(mask.dataobj, dtype=np.float32), scan.affine)
+
+
+MASK_TOOLS: Mapping[str, Callable[[Scan], Scan]] = {"itk": mask_by_filters, "deepbet": mask_by_deepbet}
+
+
+# 4. Resampling
+
+
+def resample(scan: Scan, shape: Sequence[int], affine: Matrix, matrix: Matrix, order: int = 3) -> Volume:
+    """Sample a scan on another grid in another space.
+
+    Where a voxel of that grid is larger than the scan's, several samples along that edge are averaged: a thick slice
+    shows the mean of the thin ones within it.
+
+    Args:
+        scan: what is sampled.
+        shape: voxels of the grid.
+        affine: 4×4, the grid's voxels to mm of its own space.
+        matrix: 4×4, mm of that space to mm of the scan's.
+        order: of the spline, 0 nearest, 1 linear, 3 cubic.
+
+    Returns:
+        float32 of the shape; 0 where the scan does not reach.
+
+    Example::
+
+        >>> thin = Scan(np.arange(8, dtype=np.float32).reshape(1, 1, 8).repeat(2, 0).repeat(2, 1), np.eye(4))
+        >>> thick = np.diag([1.0, 1.0, 2.0, 1.0])
+        >>> thick[2, 3] = 0.5  # the first thick slice covers the thin slices 0 and 1
+        >>> resample(thin, (2, 2, 4), thick, np.eye(4), order=1)[0, 0].tolist()
+        [0.5, 2.5, 4.5, 6.5]
+    """
+    voxels = np.linalg.inv(scan.affine) @ matrix @ affine
+    parts = np.maximum(1, np.rint(np.linalg.norm(voxels[:3, :3], axis=0))).astype(int)
+    finer = np.diag([*(1 / parts), 1.0])
+    finer[:3, 3] = (1 / parts - 1) / 2
+    fine_shape = [int(n * part) for n, part in zip(shape, parts, strict=True)]
+    fine = ndimage.affine_transform(
+        scan.volume, voxels @ finer, output_shape=fine_shape, output=np.float32, order=order, mode="constant"
+    )
+    (x, y, z), (i, j, k) = shape, parts
+    return fine.reshape(x, i, y, j, z, k).mean(axis=(1, 3, 5))
+
+
+def _isotropic_grid(scan: Scan, spacing: float) -> tuple[tuple[int, ...], Matrix]:
+    """The grid of isotropic voxels along the RAS axes that covers a scan's field of view."""
+    edges = product(*((-0.5, n - 0.5) for n in scan.volume.shape))
+    corners = (scan.affine @ np.array([[*edge, 1] for edge in edges]).T)[:3]  # 3×8
+    low, high = corners.min(axis=1), corners.max(axis=1)
+    shape = np.ceil((high - low) / spacing - 1e-6).astype(int)
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = (low + high) / 2 - spacing * (shape - 1) / 2
+    return tuple(int(n) for n in shape), affine
+
+
+# A study
+
+
+def preprocess_study(
+    study: Mapping[str, str],
+    out: str | Path,
+    contrasts: str | ContrastSet,
+    settings: PreprocessingSettings | None = None,
+) -> Path:
+    """Preprocess one study. ITK works with a single thread from here on, so that the same scans give the same voxels.
+
+    Args:
+        study: ``{"subject": name, <contrast>: path, ...}``, any non-empty subset of the contrasts, on any grids.
+        out: the folder in which the study's own folder is made.
+        contrasts: the contrast set, or its name.
+        settings: how; the defaults if None.
+
+    Returns:
+        The study's folder, complete; see the module for what is in it.
+
+    Raises:
+        StudyError: a scan cannot be used, the study has none of the contrasts whose grid is asked for, the registration
+            fails, or there is no usable brain mask.
+        OSError: the folder cannot be written.
+
+    Example::
+
+        >>> axis = np.linspace(-1, 1, 24)
+        >>> radius = np.sqrt(sum(np.square(np.meshgrid(axis, axis, axis))))
+        >>> scan = (100 * (radius < 0.6) + 60 * ((radius > 0.8) & (radius < 0.97)) + 3).astype(np.float32)
+        >>> nib.save(nib.Nifti1Image(scan, np.diag([8, 8, 8, 1])), "case_t1.nii.gz")
+        >>> folder = preprocess_study({"subject": "case", "t1": "case_t1.nii.gz"}, "out", "adni")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['case_t1.nii.gz', 'preprocessing']
+    """
+    contrast_set = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+    settings = settings or PreprocessingSettings()
+    itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
+    subject = study["subject"]
+    if subject in ("", ".", "..") or Path(subject).name != subject:
+        raise StudyError(f"subject {subject!r}: names a folder of the output, so it must be a plain name without '/'")
+    contrast_set.check(set(study) - {"subject"})
+    names = [name for name in contrast_set.names if name in study]
+    if not names:
+        raise StudyError(
+            f"study {subject!r}: has no contrast; at least one of {', '.join(contrast_set.names)} is needed"
+        )
+    raw = {name: _read_scan(study[name]) for name in names}
+    reference = _reference(subject, names, settings.grid)
+
+    scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
+    matrices, information = _register_study(subject, scans, reference, settings.levels)
+    mask, mask_matrix = _brain_mask(subject, scans, matrices, settings.mask)
+    if isinstance(settings.grid, (int, float)):
+        shape, affine = _isotropic_grid(scans[reference], settings.grid)
+    else:
+        shape, affine = scans[reference].volume.shape, scans[reference].affine
+    brain = resample(mask, shape, affine, mask_matrix, order=1) > 0.5
+    found = np.count_nonzero(brain)
+    for name, scan in scans.items():  # what one scan does not reach, no volume has
+        brain &= resample(Scan(np.ones_like(scan.volume), scan.affine), shape, affine, matrices[name], order=1) > 0.5
+    if np.count_nonzero(brain) < max(1, found / 2):
+        raise StudyError(
+            f"study {subject!r}: its scans share {np.count_nonzero(brain)} of {found} voxels of the brain mask; "
+            "the registration failed, or the scans show different parts of the head: exclude one of the scans"
+        )
+
+    folder = Path(out) / subject
+    partial = folder.with_name(f".{subject}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        (partial / DETAILS_FOLDER).mkdir(parents=True)
+        for name, scan in scans.items():
+            if scan.is_on(shape, affine) and np.array_equal(matrices[name], np.eye(4)):
+                values = scan.volume
+            else:
+                values = resample(scan, shape, affine, matrices[name])
+            # The readers take 0 for background: brain is kept just above it where a spline swings below
+            inside = np.maximum(values, 1e-4 * float(values[brain].max()))
+            _save_nifti(np.where(brain, inside, 0).astype(np.float32), affine, partial / f"{subject}_{name}.nii.gz")
+        _save_nifti(brain.astype(np.uint8), affine, partial / DETAILS_FOLDER / BRAIN_MASK_NAME)
+        record = {
+            "subject": subject,
+            "version": VERSION,
+            "space": "millimetres, RAS+; 'to_scanner' maps output space to the scan's own scanner space",
+            "reference": reference,
+            "grid": {"shape": list(shape), "affine": affine.tolist()},
+            "brain_ml": round(float(np.count_nonzero(brain) * abs(np.linalg.det(affine[:3, :3])) / 1000), 1),
+            "scans": {
+                name: {
+                    "to_scanner": matrices[name].tolist(),
+                    "grid": {"shape": list(scan.volume.shape), "affine": scan.affine.tolist()},
+                    "rotation_degrees": round(_rotation_degrees(matrices[name]), 3),
+                    "mutual_information": information.get(name),
+                    "input": _fingerprint(study[name]),
+                }
+                for name, scan in scans.items()
+            },
+        }
+        text = json.dumps(record, indent=2) + "\n"
+        (partial / DETAILS_FOLDER / TRANSFORMS_NAME).write_text(text, encoding="utf-8")
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return folder
+
+
+def _read_scan(path: str) -> Scan:
+    scan = Scan(*read_volume(path))
+    if scan.volume.min() == scan.volume.max():
+        raise StudyError(f"{path}: every voxel is {scan.volume.min():g}; take the file out of the study")
+    if scan.volume.min() < 0:
+        raise StudyError(
+            f"{path}: has intensities down to {scan.volume.min():g}; a raw MR scan has none below 0, "
+            "take the magnitude image as the scanner gave it"
+        )
+    return scan
+
+
+def _reference(subject: str, names: Sequence[str], grid: tuple[str, ...] | float) -> str:
+    if isinstance(grid, (int, float)):
+        return names[0]
+    for name in grid:
+        if name in names:
+            return name
+    raise StudyError(
+        f"study {subject!r}: has {', '.join(names)}, and the grid of {' or '.join(grid)} was asked for; "
+        "name one of its contrasts too, or a voxel edge in mm"
+    )
+
+
+def _register_study(
+    subject: str, scans: Mapping[str, Scan], reference: str, levels: Sequence[float]
+) -> tuple[dict[str, Matrix], dict[str, float]]:
+    """Each scan's matrix from output space to its own space, and the mutual information of those registered."""
+    matrices: dict[str, Matrix] = {}
+    information: dict[str, float] = {}
+    # The first contrast of each grid stands for the others on it
+    fixed = next(scan for scan in scans.values() if scan.is_on(scans[reference].volume.shape, scans[reference].affine))
+    for name, scan in scans.items():
+        together = next((m for m in matrices if scans[m].is_on(scan.volume.shape, scan.affine)), None)
+        if scan.is_on(fixed.volume.shape, fixed.affine):
+            matrices[name] = np.eye(4)
+        elif together:
+            matrices[name] = matrices[together]
+        else:
+            try:
+                matrices[name], information[name] = register_rigidly(fixed, scan, levels)
+            except RuntimeError as error:
+                raise StudyError(
+                    f"study {subject!r}: {name} could not be registered to {reference} ({error}); "
+                    "check that both are scans of one head, or exclude one"
+                ) from error
+    return matrices, information
+
+
+def _brain_mask(
+    subject: str, scans: Mapping[str, Scan], matrices: Mapping[str, Matrix], mask: str
+) -> tuple[Scan, Matrix]:
+    """The mask, and the matrix from output space to its own space."""
+    if mask not in MASK_TOOLS:
+        path = mask.format(subject=subject)
+        volume, affine = read_volume(path)
+        if not (volume > 0).any():
+            raise StudyError(f"{path}: the mask is empty; draw one, above 0 in the brain")
+        for name, scan in scans.items():
+            if scan.is_on(volume.shape, affine):
+                return Scan((volume > 0).astype(np.float32), affine), matrices[name]
+        raise StudyError(
+            f"{path}: the mask is on the grid of none of the study's scans ({', '.join(scans)}); "
+            "draw it on one of them, so that it is known in whose space it is"
+        )
+    name, scan = next(iter(scans.items()))  # the first in contrast order: T1, where there is one
+    if mask == "deepbet" and name != "t1":
+        raise StudyError(f"study {subject!r}: mask 'deepbet' needs t1, and it has {', '.join(scans)}; use another mask")
+    try:
+        return MASK_TOOLS[mask](scan), matrices[name]
+    except StudyError as error:
+        raise StudyError(f"study {subject!r}, {name}: {error}") from error
+
+
+def _save_nifti(data: NDArray[Any], affine: Matrix, path: Path, description: bytes = b"apt_monai preprocess") -> None:
+    image = nib.Nifti1Image(data, affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
+    nib.save(image, path)
+
+
+def _rotation_degrees(matrix: Matrix) -> float:
+    return float(np.degrees(Rotation.from_matrix(matrix[:3, :3]).magnitude()))
+
+
+def _fingerprint(path: str) -> dict[str, Any]:
+    """What tells that an input is the same: its path, and size and time of its files (a folder may hold DICOM)."""
+    source = Path(path)
+    files = [f for f in sorted(source.rglob("*")) if f.is_file()] if source.is_dir() else [source]
+    stats = [f.stat() for f in files if f.exists()]
+    return {
+        "path": str(source.absolute()),
+        "bytes": sum(s.st_size for s in stats),
+        "modified_ns": max((s.st_mtime_ns for s in stats), default=0),
+    }
+
+
+# A cohort
+
+
+@dataclass
+class PreprocessingReport:
+    """What became of the studies of a cohort, by subject.
+
+    Args:
+        written: those preprocessed now.
+        kept: those that were there already.
+        failed: why the others failed.
+    """
+
+    written: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.written)} preprocessed, {len(self.kept)} there already, {len(self.failed)} failed"]
+        return "\n".join(lines + [f"  {subject}: {reason}" for subject, reason in sorted(self.failed.items())])
+
+
+def preprocess_cohort(
+    studies: Sequence[Mapping[str, str]],
+    out: str | Path,
+    contrasts: str | ContrastSet,
+    settings: PreprocessingSettings | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> PreprocessingReport:
+    """Preprocess the studies of a cohort, several at a time; one bad study never stops the others.
+
+    A study that is there already, from the same files, is kept: an interrupted run goes on where it stopped. The
+    settings are written down in ``OUT/preprocessing.json``, and other ones in the same folder are refused.
+
+    Args:
+        studies: as :func:`apt_monai.data.read_studies` lists them.
+        out: the folder; made if absent.
+        contrasts: the contrast set, or its name.
+        settings: how; the defaults if None.
+        workers: processes; 1 works in this one. Each needs about 2 GB, and has one thread.
+        progress: whether a progress bar is shown.
+
+    Returns:
+        What became of each study. The cohort is complete where ``failed`` is empty.
+
+    Raises:
+        ValueError: an argument is not valid, two studies have one name, or the folder holds something else.
+        ImportError: the mask's package is not installed.
+        OSError: the folder cannot be written.
+
+    Example::
+
+        >>> print(preprocess_cohort([{"subject": "case", "t1": "no_such.nii.gz"}], "out", "adni", progress=False))
+        0 preprocessed, 0 there already, 1 failed
+          case: no_such.nii.gz: no such file; correct the path or take the contrast out of the study
+    """
+    contrast_set = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+    settings = settings or PreprocessingSettings()
+    folder = Path(out)
+    if workers < 1:
+        raise ValueError(f"workers is {workers}: valid is 1 or more")
+    if not isinstance(settings.grid, (int, float)):
+        contrast_set.check(settings.grid)
+    subjects = [study["subject"] for study in studies]
+    twice = sorted({subject for subject in subjects if subjects.count(subject) > 1})
+    if twice:
+        raise ValueError(f"two studies are called {twice[0]!r}; each needs a name of its own")
+    _claim_folder(folder, contrast_set, settings)
+
+    report = PreprocessingReport()
+    todo: list[Mapping[str, str]] = []
+    for study in studies:
+        if not (folder / study["subject"]).exists():
+            todo.append(study)
+        elif reason := _differs(folder / study["subject"], study):
+            report.failed[study["subject"]] = reason
+        else:
+            report.kept.append(study["subject"])
+
+    with tqdm(total=len(studies), initial=len(studies) - len(todo), desc="preprocess", unit="study",
+              disable=not progress) as bar:  # fmt: skip
+
+        def note(subject: str, run: Callable[[], object]) -> None:
+            try:
+                run()
+                report.written.append(subject)
+            except (StudyError, ImportError, OSError) as error:
+                report.failed[subject] = str(error)
+            except BrokenProcessPool:
+                report.failed[subject] = "its process was killed (out of memory?); use fewer workers and run again"
+            except Exception as error:
+                logger.debug("study %s", subject, exc_info=True)
+                report.failed[subject] = f"{type(error).__name__}: {error}"
+            if subject in report.failed:
+                logger.warning("%s failed: %s", subject, report.failed[subject])
+            bar.update()
+
+        if workers == 1:
+            for study in todo:
+                note(study["subject"], lambda study=study: preprocess_study(study, folder, contrast_set, settings))
+        else:
+            for subject, future in _in_processes(todo, folder, contrast_set, settings, workers):
+                note(subject, future.result)
+    report.written.sort()
+    return report
+
+
+def _in_processes(
+    studies: Sequence[Mapping[str, str]],
+    folder: Path,
+    contrasts: ContrastSet,
+    settings: PreprocessingSettings,
+    workers: int,
+) -> Any:
+    """Yield (subject, finished future). Studies of a pool that broke get a pool of their own: one can't harm others."""
+    broken = []
+    context = get_context("spawn")  # ITK and torch have threads, which a fork would not survive
+    processes = max(1, min(workers, len(studies)))
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
+        futures: dict[Future[Path], Mapping[str, str]] = {
+            pool.submit(preprocess_study, dict(study), folder, contrasts, settings): study for study in studies
+        }
+        try:
+            for future in as_completed(futures):
+                if isinstance(future.exception(), BrokenProcessPool):
+                    broken.append(futures[future])
+                else:
+                    yield futures[future]["subject"], future
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    for study in broken:
+        with ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) as pool:
+            future = pool.submit(preprocess_study, dict(study), folder, contrasts, settings)
+            future.exception()  # waits
+            yield study["subject"], future
+
+
+def _claim_folder(folder: Path, contrasts: ContrastSet, settings: PreprocessingSettings) -> None:
+    """Write down what the folder holds, or check that it holds the same already."""
+    record = json.loads(json.dumps({"version": VERSION, "contrasts": contrasts.name, **asdict(settings)}))
+    path = folder / SETTINGS_NAME
+    if not path.exists():
+        if folder.is_dir() and any(f for f in folder.iterdir() if not f.name.startswith(".")):
+            raise ValueError(f"{folder}: is not empty and has no {SETTINGS_NAME}; name an empty or a new folder")
+        with complete_file(path) as partial:
+            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): delete {folder} or name another folder") from error
+    if found != record:
+        raise ValueError(
+            f"{folder}: was preprocessed otherwise: {SETTINGS_NAME} says {found}, asked for is {record}; "
+            "name another folder or use the same settings"
+        )
+
+
+def _differs(folder: Path, study: Mapping[str, str]) -> str | None:
+    """Why what is in a study's folder is not what the study would give now; None if it is."""
+    path = folder / DETAILS_FOLDER / TRANSFORMS_NAME
+    try:
+        scans = json.loads(path.read_text(encoding="utf-8"))["scans"]
+        made_from = {name: scan["input"] for name, scan in scans.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{path} cannot be read ({error}); delete the folder {folder} to preprocess the study again"
+    if made_from == {name: _fingerprint(value) for name, value in study.items() if name != "subject"}:
+        return None
+    return f"its scans changed since it was preprocessed; delete the folder {folder} to preprocess it again"
+
+
+# The way back
+
+
+def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, out: str | Path) -> Path:
+    """Put a volume of the output space onto the voxel grid of one of the study's scans, where the scanner saw it.
+
+    Args:
+        volume: a NIfTI file on the study's output grid: a preprocessed or a synthesised contrast, or the mask.
+        transforms: the study's ``transforms.json``.
+        contrast: the scan whose grid it is put on, one of those that the study has.
+        out: the file to write. A synthesised volume must be named so: with ``SYNTHETIC`` in the name.
+
+    Returns:
+        The file, float32, linear between voxels, 0 where the volume does not reach. A JSON sidecar beside the volume is
+        copied beside it, with ``"resampled_to"`` in it.
+
+    Raises:
+        StudyError: a file cannot be read, or the volume is not on the study's output grid.
+        ValueError: there is no such scan, or the name hides that the volume is synthesised.
+        OSError: the file cannot be written.
+    """
+    source, target = Path(volume), Path(out)
+    try:
+        record = json.loads(Path(transforms).read_text(encoding="utf-8"))
+        grid, scans = record["grid"], record["scans"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(
+            f"{transforms}: cannot be read as a study's transforms ({type(error).__name__}: {error}); "
+            f"name the {TRANSFORMS_NAME} that preprocessing wrote"
+        ) from error
+    if contrast not in scans:
+        raise ValueError(f"{transforms}: the study has no scan {contrast!r}; valid are {', '.join(scans)}")
+    if not target.name.endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{target}: must end in .nii.gz or .nii")
+    if "synthetic" in source.name.lower() and "synthetic" not in target.name.lower():
+        raise ValueError(f"{target}: the volume is synthesised, so its file's name must say SYNTHETIC")
+    values = Scan(*read_volume(source))
+    if not values.is_on(grid["shape"], np.array(grid["affine"])):
+        raise StudyError(f"{source}: is not on the output grid of {transforms}; both must be of one study")
+
+    scan = scans[contrast]
+    affine = np.array(scan["grid"]["affine"])
+    moved = resample(values, scan["grid"]["shape"], affine, np.linalg.inv(np.array(scan["to_scanner"])), order=1)
+    description = bytes(nib.load(source).header["descrip"])
+    with complete_file(target) as partial:
+        _save_nifti(moved, affine, partial, description)
+    sidecar = _sidecar(source)
+    if sidecar.is_file():
+        provenance = json.loads(sidecar.read_text(encoding="utf-8"))
+        provenance["resampled_to"] = {"scan": contrast, "grid": scan["grid"], "from": source.name}
+        with complete_file(_sidecar(target)) as partial:
+            partial.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    return target
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".json")

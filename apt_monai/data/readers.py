@@ -40,10 +40,11 @@ def read_studies(
     where the suffix is one of the contrast's: BraTS 2021 (``BraTS2021_00000_t1ce.nii.gz``) and 2023 and later
     (``BraTS-GLI-00000-000-t1c.nii.gz``), or ADNI as this package writes it (``002_S_0413_pd.nii.gz``).
 
-    **BIDS**, where the folder holds ``sub-*/anat`` or ``sub-*/ses-*/anat``, or is itself a ``sub-*`` folder. Each session is one study, named
-    ``sub-01_ses-01``, or ``sub-01`` where there are no sessions. Of ``anat/`` the files ending in ``_T1w``, ``_T2w``,
-    ``_PDw`` or ``_FLAIR`` are taken, and ``_ce-<agent>_..._T1w`` as T1Gd: with a contrast agent it is never T1. Other
-    files and sessions without a contrast of the set are left out, and the log says so.
+    **BIDS**, where the folder holds ``sub-*/anat`` or ``sub-*/ses-*/anat``, or is such a ``sub-*`` folder itself. Each
+    session is one study, named ``sub-01_ses-01``, or ``sub-01`` where there are no sessions. Of
+    ``anat/`` the files ending in ``_T1w``, ``_T2w``, ``_PDw`` or ``_FLAIR`` are taken, and ``_ce-<agent>_..._T1w`` as
+    T1Gd: with a contrast agent it is never T1. Other files and sessions without a contrast of the set are left out, and
+    the log says so.
 
     **Any other, with a series mapping**: ADNI's archive (``<subject>/<description>/<date>/<image id>/*.dcm`` or
     ``*.nii``), folders of DICOM series, or NIfTI files of other names. Each subfolder is one subject, each NIfTI file

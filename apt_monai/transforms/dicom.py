@@ -277,7 +277,7 @@ def _grid(series: DicomSeries, headers: dict[Path, dict[str, str]]) -> tuple[lis
     between_rows, between_columns = _numbers(first, headers[first], _PIXEL_SPACING)
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * between_columns, along_column * between_rows, step, positions[0]], axis=1)
-    affine[:2] *= -1  # LPS+ to RAS+
+    affine[:2] = 0 - affine[:2]  # LPS+ to RAS+, without -0
     return files, affine
 
 
