@@ -113,8 +113,6 @@ class Demo:
             "dataset_dir": self.out / "data",
             "model_dir": self.out / "model",
             "work_dir": self.out / "work",
-            "train_fraction": 0.75,
-            "validation_subjects": 1,
         }
         if self.iterations is not None:
             overrides["iterations"] = self.iterations
