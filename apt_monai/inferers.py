@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import torch
 from monai.inferers import DiffusionInferer
-from monai.networks.schedulers import DDPMScheduler
+from monai.networks.schedulers import DDPMScheduler, NoiseSchedules
+from monai.networks.schedulers.ddpm import DDPMPredictionType
 from monai.utils import unsqueeze_right
 
 from apt_monai.codebook import PriorCodebook
@@ -66,6 +67,29 @@ def _frozen(network: torch.nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
         for m in training:
             m.training = True
+
+
+def noise_scheduler(
+    num_train_timesteps: int = 1000, schedule: str = "cosine", prediction_type: str = "epsilon"
+) -> DDPMScheduler:
+    """MONAI's noise schedule over T training steps, its names checked.
+
+    Args:
+        num_train_timesteps: T.
+        schedule: the name of one of MONAI's schedules of β.
+        prediction_type: what the network predicts: ``"epsilon"``, ``"sample"`` or ``"v_prediction"``.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example::
+
+        >>> noise_scheduler(1000, "cosine").num_train_timesteps
+        1000
+    """
+    _check_choice("schedule", schedule, NoiseSchedules.names)
+    _check_choice("prediction_type", prediction_type, tuple(str(kind) for kind in DDPMPredictionType))
+    return DDPMScheduler(num_train_timesteps, schedule=schedule, prediction_type=prediction_type)
 
 
 class TwoStageInferer(DiffusionInferer):
