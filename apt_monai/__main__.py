@@ -109,7 +109,7 @@ class Demo:
 
     def train(self) -> None:
         """Both networks and the codebook, in OUT/model."""
-        overrides = {
+        overrides: dict[str, Any] = {
             "dataset_dir": self.out / "data",
             "model_dir": self.out / "model",
             "work_dir": self.out / "work",

@@ -399,7 +399,8 @@ class SynthesisPicture:
 
     def draw(self, engine: Engine) -> None:
         """Draw the first slice of the batch."""
-        first = {key: (value[0].cpu().numpy() + 1) / 2 for key, value in engine.state.output.items()}  # (C, H, W)
+        output: Any = engine.state.output
+        first = {key: (value[0].cpu().numpy() + 1) / 2 for key, value in output.items()}  # (C, H, W)
         rows = []
         for c, label in enumerate(self.contrasts.labels):
             truth, result = first["image"][c], first["synthesised"][c]

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -16,7 +17,14 @@ from apt_monai import visualize
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import BRATS
 from apt_monai.transforms.bezier import BEZIER_CURVES
-from apt_monai.visualize import SynthesisRow, display_orientation, draw_codebook, draw_synthesis, draw_volume
+from apt_monai.visualize import (
+    SynthesisPicture,
+    SynthesisRow,
+    display_orientation,
+    draw_codebook,
+    draw_synthesis,
+    draw_volume,
+)
 
 
 @pytest.fixture
@@ -181,3 +189,13 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(
     with pytest.raises(OSError, match="panel.png: cannot write the picture"):
         draw_synthesis(tmp_path / "panel.png", [make_row()], "title")
     assert not list(tmp_path.iterdir())
+
+
+def test_validation_draws_its_first_slice_as_a_file_and_for_tensorboard(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    output = {key: torch.rand(2, 4, 24, 24, generator=generator) * 2 - 1 for key in ("image", "synthesised", "prior")}
+    engine = Engine(lambda engine, batch: output)
+    SynthesisPicture(tmp_path, "brats").attach(engine)
+    engine.run([0, 1], max_epochs=1)
+    assert imread(tmp_path / "validation.png").ndim == 3
+    assert list(tmp_path.glob("events.out.tfevents.*"))

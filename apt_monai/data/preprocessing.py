@@ -84,9 +84,10 @@ class PreprocessingSettings:
             two of three slices of PD and T2. Its slices are axial too, as the networks need them.
         mask: the brain mask. ``"deepbet"``: a network for T1 (``pip install deepbet``, weights included, MIT licence);
             a study without T1 gets the filters. ``"itk"``: the filters, which need no other package and know no
-            anatomy. Or a path with ``{subject}`` in it, such as ``masks/{subject}_mask.nii.gz``: masks of your own, above 0 in
-            the brain, on the grid of one of the study's scans. On the phantom's T1 (3 mm, two subjects) deepbet's Dice
-            with the true mask was 0.97 and 0.97, that of the filters 0.96 and 0.92 (the second one atrophic).
+            anatomy. Or a path with ``{subject}`` in it, such as ``masks/{subject}_mask.nii.gz``: masks of your own,
+            above 0 in the brain, on the grid of one of the study's scans. On the phantom's T1 (3 mm, two subjects)
+            deepbet's Dice with the true mask was 0.97 and 0.97, that of the filters 0.96 and 0.92 (the second one
+            atrophic).
         bias_spacing: the voxel size in mm at which the bias field is estimated.
         levels: the voxel sizes in mm of the registration, coarse to fine.
 
@@ -766,7 +767,7 @@ def _in_processes(
                 else:
                     yield futures[future]["subject"], future
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
     for study in broken:
         with ProcessPoolExecutor(1, context, torch.set_num_threads, (1,)) as pool:
             future = pool.submit(preprocess_study, dict(study), folder, contrasts, settings)
