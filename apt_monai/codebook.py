@@ -59,7 +59,7 @@ class PriorCodebook:
         entries: for each target contrast its entries, best first: the most often most similar, then by similarity.
         curves: the Bézier curves' control values, by name.
         encoder_fingerprint: which vision encoder judged the similarity.
-        encoder_source: where that encoder came from, for people to read.
+        encoder_source: where that encoder came from (its name on the hub, or its folder's name), for people to read.
         subjects: a hash of the training subjects' names.
         num_subjects: how many training subjects.
         num_slices: how many training slices.
@@ -265,12 +265,13 @@ def build_codebook(
         subjects.update(batch["subject"])
     if not subjects:
         raise ValueError("there are no training slices to build a codebook from: check the dataset and the split")
+    source = str(encoder.source)
     return PriorCodebook(
         contrasts=contrasts,
         entries=statistics.entries(contrasts, list(curves)),
         curves=curves,
         encoder_fingerprint=str(encoder.fingerprint),
-        encoder_source=str(encoder.source),
+        encoder_source=Path(source).name if Path(source).is_dir() else source,  # no path of this machine
         subjects=hashlib.sha256("\n".join(sorted(subjects)).encode()).hexdigest(),
         num_subjects=len(subjects),
         num_slices=statistics.slices,
