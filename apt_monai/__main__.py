@@ -195,7 +195,7 @@ Of the weights, "{OWN}" are this demo's short training, "{SHIPPED}" those that c
 
 Pictures
   synthetic volumes beside the acquired ones    {out}/pictures/*.png
-  acquired, prior, synthesised, error map       {out}/eval/*/panel_*.png
+  acquired, prior, synthesised, error map       {out}/eval/*/panel.png
   the prior codebook                            {out}/model/codebook.png
 NIfTI files, each with a JSON file that says where it comes from
   synthetic volumes                             {out}/synthetic/*/*/*_SYNTHETIC.nii.gz

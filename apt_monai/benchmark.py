@@ -133,8 +133,8 @@ def evaluate_methods(
     (without those that have no such region); tables give mean ± sample standard deviation over subjects.
 
     Into ``output_dir`` go ``results.csv`` (a row a slice and target), ``results.json`` (settings, means, seconds a
-    slice), ``results.md`` (the tables) and ``panel_<acquired>.png``: the slice with the largest tumour (without any:
-    the largest brain).
+    slice), ``results.md`` (the tables) and pictures of the slice with the largest tumour (without any: the
+    largest brain): ``panel.png`` for each contrast from all others, else ``panel_<acquired>.png`` for each case.
 
     ``results.csv`` grows with each finished (method, subset), and a run with the same methods, slices and subsets goes
     on where the last one stopped. Any other run starts anew, and says so in the log. A method is known by its weights
@@ -189,6 +189,7 @@ def evaluate_methods(
     pending = [(n, a) for a in subsets for n in methods if (n, "+".join(a)) not in finished]
     total = sum(_passes(methods[name]) or 1 for name, _ in pending) * test_set.slices
     pictures: list[Path] = []
+    panel: list[SynthesisRow] = []  # each target of the C - 1 cases, for one picture of them all
     with tqdm(total=total, desc="evaluate", unit="pass", disable=not pending) as bar:
         for acquired in subsets:
             examples: dict[str, Batch] = {}
@@ -198,13 +199,19 @@ def evaluate_methods(
                     found, examples[name] = _evaluate(name, method, loader, contrasts, acquired, test_set, device, bar)
                     rows += found
                     _write_rows(folder / "results.csv", rows)
-            picture = folder / _picture_name(acquired)
-            if examples or not picture.exists():
+            picture = folder / ("panel.png" if cases is None else _picture_name(acquired))
+            if (pending if cases is None else examples) or not picture.exists():
                 for name in (n for n in methods if n not in examples):  # finished in an earlier run: one slice again
                     examples[name], _ = _synthesise(name, methods[name], test_set.example, contrasts, acquired, device)
-                results = {name: examples[name] for name in methods}
-                _draw(picture, results, test_set.example, contrasts, acquired)
-            pictures.append(picture)
+                found_rows = _panel_rows({n: examples[n] for n in methods}, test_set.example, contrasts, acquired)
+                if cases is None:
+                    panel = found_rows + panel  # the cases leave out the last contrast first
+                else:
+                    _draw(picture, found_rows, test_set.example, contrasts, acquired)
+            if picture not in pictures:
+                pictures.append(picture)
+    if panel:
+        _draw(folder / "panel.png", panel, test_set.example, contrasts, ())
 
     order = {(n, "+".join(a)): i for i, (a, n) in enumerate((a, n) for a in subsets for n in methods)}
     rows.sort(key=lambda row: order[row.method, row.acquired])  # stable: slices stay in the loader's order
@@ -379,10 +386,10 @@ def _score(
     return rows
 
 
-def _draw(
-    path: Path, results: Mapping[str, Batch], example: Batch, contrasts: ContrastSet, acquired: Sequence[str]
-) -> None:
-    """The panel of one case."""
+def _panel_rows(
+    results: Mapping[str, Batch], example: Batch, contrasts: ContrastSet, acquired: Sequence[str]
+) -> list[SynthesisRow]:
+    """A row for each missing contrast of one case."""
     truth = (example["image"][0].cpu().numpy() + 1) / 2  # (C, H, W) in [0, 1]
     made = {name: (result["image"][0].numpy() + 1) / 2 for name, result in results.items()}
     priors = [(result["prior"][0].numpy() + 1) / 2 for result in results.values() if "prior" in result]
@@ -394,9 +401,17 @@ def _draw(
             decibels = {name: float(psnr(torch.from_numpy(m[c])[None, None], expected)) for name, m in made.items()}
             prior = priors[0][c] if priors else None
             rows.append(SynthesisRow(label, truth[c], prior, {name: m[c] for name, m in made.items()}, decibels))
+    return rows
+
+
+def _draw(
+    path: Path, rows: Sequence[SynthesisRow], example: Batch, contrasts: ContrastSet, acquired: Sequence[str]
+) -> None:
+    """The panel of one case, or, with nothing ``acquired``, of each contrast from all others."""
+    truth = (example["image"][0].cpu().numpy() + 1) / 2  # (C, H, W) in [0, 1]
     given = {contrasts.labels[contrasts.index(name)]: truth[contrasts.index(name)] for name in acquired}
-    targets = ", ".join(row.target for row in rows)
-    title = f"{targets} from {', '.join(given)} · {example['subject'][0]}, slice {int(example['slice'][0])}"
+    targets = f"{', '.join(row.target for row in rows)} from {', '.join(given)}" if given else "Each from the others"
+    title = f"{targets} · {example['subject'][0]}, slice {int(example['slice'][0])}"
     draw_synthesis(path, rows, title, given)
 
 

@@ -338,3 +338,8 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ValueError, match="results.json: not the record"):
         evaluate_methods({"flat": Constant(0.0)}, make_batches(), ADNI, None, tmp_path)
+
+
+def test_each_contrast_from_all_others_is_one_picture(tmp_path: Path) -> None:
+    evaluate_methods({"flat": Constant(0.0)}, make_batches(), ADNI, None, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.png")] == ["panel.png"]

@@ -199,7 +199,7 @@ def test_demo_goes_from_phantoms_to_a_table_and_a_second_run_repeats_nothing(tmp
     volumes = sorted((out / "synthetic" / "own").glob("*/*_SYNTHETIC.nii.gz"))
     pictures = sorted((out / "pictures").glob("*.png"))
     assert volumes and pictures and (out / "model" / "codebook.png").exists()
-    assert len(list((out / "eval" / "own").glob("panel_*.png"))) == 4
+    assert (out / "eval" / "own" / "panel.png").exists()
     truth = nib.load(next((out / "data").glob(f"{volumes[0].parent.name}/*_t1.nii.gz")))
     synthetic = nib.load(volumes[0])
     assert synthetic.shape == truth.shape and (synthetic.affine == truth.affine).all()
