@@ -191,6 +191,7 @@ class Demo:
 
 PSNR in dB / SSIM of each contrast from the other three, over the whole slice; {slices} slices of {subjects} subjects.
 U: the conditional diffusion model; +A: from the codebook's prior; +I: with the iterations of stage 2.
+Sampled without guidance and with a short stage 2, to be quick; the bundle's own settings are slower and better.
 Of the weights, "{OWN}" are this demo's short training, "{SHIPPED}" those that come with the bundle.
 
 Pictures

@@ -205,7 +205,7 @@ def evaluate_methods(
                     examples[name], _ = _synthesise(name, methods[name], test_set.example, contrasts, acquired, device)
                 found_rows = _panel_rows({n: examples[n] for n in methods}, test_set.example, contrasts, acquired)
                 if cases is None:
-                    panel = found_rows + panel  # the cases leave out the last contrast first
+                    panel += found_rows
                 else:
                     _draw(picture, found_rows, test_set.example, contrasts, acquired)
             if picture not in pictures:
