@@ -284,7 +284,7 @@ def test_evaluation_compares_the_papers_steps_on_the_test_subjects(
     assert len(rows) == 1 + 3 * 4 * len(set(subjects)) * 2  # two slices a subject
     files = files_of(tmp_path / "eval")
     assert {"results.json", "results.md"} < set(files)
-    assert len([name for name in files if name.endswith(".png")]) == 4
+    assert [name for name in files if name.endswith(".png")] == ["panel.png"]
     assert (tmp_path / "eval" / "results.md").read_text() in capsys.readouterr().out
 
 
