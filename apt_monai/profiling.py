@@ -793,8 +793,9 @@ autocast, with channels-last weights.
 
 "forward" and "backward" are the U-Net's. Slices a second and shares are for the paper's {passes} passes: what is done
 once, and {passes} times the mean of the passes timed, leaving out the first of several. The published way was
-measured before and after the others, {published["slices_a_second_first"]:.4g} and
-{published["slices_a_second_again"]:.4g} slices a second, to show how steady the machine was; ratios are to the mean.
+measured before and after the others,
+{published["slices_a_second_first"]:.4g} and {published["slices_a_second_again"]:.4g} slices a second,
+to show how steady the machine was; ratios are to the mean.
 
 ## One epoch of the alignment (MIF)
 
