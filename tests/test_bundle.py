@@ -149,6 +149,8 @@ def test_a_killed_training_resumes_to_the_same_weights(trained: Path, tmp_path: 
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # a shell's background job ignores Ctrl-C, and so would everything that it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         patience = time.monotonic() + 200
