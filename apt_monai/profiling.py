@@ -50,6 +50,7 @@ from apt_monai.data import FeatureDataset, SliceCache, SliceDataset
 from apt_monai.engines import FusionPrepareBatch, to_device
 from apt_monai.inferers import GuidanceGradient, Synthesizer, TwoStageInferer, slice_seed
 from apt_monai.losses import AnatomicalConsistencyLoss
+from apt_monai.model_store import complete_file
 from apt_monai.networks import MutualInformationFusion, VisionEncoder, write_untrained_encoder
 from apt_monai.transforms import StudyPreprocessing
 from apt_monai.transforms.bezier import BEZIER_CURVES
@@ -854,6 +855,5 @@ def _gb(size: float) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with complete_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ from monai.utils import set_determinism
 from tiny_bundle import files_of, run, write_untrained_model
 from tiny_studies import LPS, write_nifti, write_study
 
+from apt_monai.bundle import root_cause
 from apt_monai.contrasts import BRATS
 from apt_monai.transforms import StudyError
 
@@ -42,9 +43,7 @@ def error_of(config: str, run_id: str, **overrides: Any) -> Exception:
     """What went wrong, without the wrapping in which MONAI's config parser passes it on."""
     with pytest.raises(Exception) as caught:
         run(config, run_id, **overrides)
-    error: BaseException = caught.value
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__
+    error = root_cause(caught.value)
     assert isinstance(error, Exception)
     assert "\n" not in str(error)
     return error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from apt_monai.model_store import complete_file
 
 PARTS = ("train", "validation", "test", "unused")
 
@@ -103,15 +104,9 @@ def save_split(path: str | Path, split: dict[str, list[str]], **settings: float 
         >>> json.loads(Path("split.json").read_text())["settings"]
         {'seed': 7}
     """
-    path = Path(path)
     content = {"settings": settings, "counts": {part: len(names) for part, names in split.items()}, **split}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with complete_file(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load_split(path: str | Path, subjects: Iterable[str]) -> dict[str, list[str]]:
