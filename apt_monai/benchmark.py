@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Literal, Protocol
 
+import ignite.distributed as idist
 import monai
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from tqdm import tqdm
 
 import apt_monai
 from apt_monai.contrasts import ContrastSet, get_contrast_set
+from apt_monai.distributed import gather, is_lead, lead_first
 from apt_monai.metrics import psnr, ssim
 from apt_monai.visualize import SynthesisRow, draw_synthesis
 
@@ -141,6 +144,8 @@ def evaluate_methods(
     and settings, or by its ``fingerprint`` where it has one. A bare function is known by its name alone: give it a
     ``fingerprint`` or another folder when what it does changes.
 
+    With several ranks, each takes the loader's batches in turn, all return the results, and rank 0 writes and prints.
+
     Args:
         methods: by the name that tables and pictures give them.
         loader: batches of collated slice samples with all contrasts; the same slices each time it is iterated.
@@ -183,14 +188,15 @@ def evaluate_methods(
         "methods": {name: _describe(method) for name, method in methods.items()},
     }
     folder = Path(output_dir)
-    rows = _resume(folder, settings, contrasts)
+    with lead_first():
+        rows = _resume(folder, settings, contrasts)
     finished = {(row.method, row.acquired) for row in rows}
 
     pending = [(n, a) for a in subsets for n in methods if (n, "+".join(a)) not in finished]
-    total = sum(_passes(methods[name]) or 1 for name, _ in pending) * test_set.slices
+    total = sum(_passes(methods[name]) or 1 for name, _ in pending) * test_set.slices // idist.get_world_size()
     pictures: list[Path] = []
     panel: list[SynthesisRow] = []  # each target of the C - 1 cases, for one picture of them all
-    with tqdm(total=total, desc="evaluate", unit="pass", disable=not pending) as bar:
+    with tqdm(total=total, desc="evaluate", unit="pass", disable=not (pending and is_lead())) as bar:
         for acquired in subsets:
             examples: dict[str, Batch] = {}
             for name, method in methods.items():
@@ -198,9 +204,10 @@ def evaluate_methods(
                     bar.set_postfix_str(f"{name}, {'+'.join(acquired)} given")
                     found, examples[name] = _evaluate(name, method, loader, contrasts, acquired, test_set, device, bar)
                     rows += found
-                    _write_rows(folder / "results.csv", rows)
+                    if is_lead():
+                        _write_rows(folder / "results.csv", rows)
             picture = folder / ("panel.png" if cases is None else _picture_name(acquired))
-            if (pending if cases is None else examples) or not picture.exists():
+            if is_lead() and ((pending if cases is None else examples) or not picture.exists()):
                 for name in (n for n in methods if n not in examples):  # finished in an earlier run: one slice again
                     examples[name], _ = _synthesise(name, methods[name], test_set.example, contrasts, acquired, device)
                 found_rows = _panel_rows({n: examples[n] for n in methods}, test_set.example, contrasts, acquired)
@@ -218,6 +225,9 @@ def evaluate_methods(
     aggregate = _aggregate(rows)
     seconds = {name: float(np.median([r.seconds for r in rows if r.method == name])) for name in methods}
     markdown = _tables(aggregate, contrasts, subsets, test_set, seconds, str(device), budget)
+    files = [folder / name for name in ("results.csv", "results.json", "results.md")]
+    if not is_lead():
+        return Results(rows, aggregate, seconds, markdown, files + pictures)
     _write_rows(folder / "results.csv", rows)
     _write(folder / "results.md", markdown)
     content = {
@@ -235,7 +245,6 @@ def evaluate_methods(
     }
     _write_record(folder, content)
     print(markdown)
-    files = [folder / name for name in ("results.csv", "results.json", "results.md")]
     return Results(rows, aggregate, seconds, markdown, files + pictures)
 
 
@@ -302,18 +311,23 @@ def _evaluate(
     device: str | torch.device,
     bar: tqdm,
 ) -> tuple[list[Row], Batch]:
-    """The rows of one method in one case, and its result for the slice that is drawn."""
-    rows: list[Row] = []
+    """The rows of one method in one case, and its result for the slice that is drawn, from all ranks' batches."""
+    found: list[list[Row]] = []  # by batch of this rank
     drawn = test_set.example
     example: Batch = {}
     slices = 0
-    for batch in loader:
+    for batch in itertools.islice(loader, idist.get_rank(), None, idist.get_world_size()):
         result, seconds = _synthesise(name, method, batch, contrasts, acquired, device, bar)
-        rows += _score(name, batch, result["image"], contrasts, acquired, seconds / len(batch["subject"]))
+        found.append(_score(name, batch, result["image"], contrasts, acquired, seconds / len(batch["subject"])))
         slices += len(batch["subject"])
         for i, subject in enumerate(batch["subject"]):
             if (subject, int(batch["slice"][i])) == (drawn["subject"][0], int(drawn["slice"][0])):
                 example = {key: value[i : i + 1] for key, value in result.items()}
+    ranks = gather((found, slices, example))
+    in_order = itertools.zip_longest(*(found for found, _, _ in ranks), fillvalue=[])  # ranks take batches in turn
+    rows = [row for batches in in_order for batch_rows in batches for row in batch_rows]
+    slices = sum(count for _, count, _ in ranks)
+    example = next((drawn_there for _, _, drawn_there in ranks if drawn_there), {})
     if slices != test_set.slices or not example:
         raise ValueError(
             f"the loader gave {slices} slices, and {test_set.slices} the first time: it must give the same each time"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
 
 def show_cause_last() -> None:
     """From here on, a command that fails ends with what went wrong.
 
     MONAI's config parser passes an error on as a ``RuntimeError`` that quotes the config's expression. That is the last
     line on the terminal then, and the message that names the file or the field is far above it. This repeats that
-    message below the traceback.
+    message below the traceback. Of a run on several ranks, torchrun has the last word: it is told the message.
 
     Example::
 
@@ -43,3 +46,8 @@ def _report(kind: type[BaseException], error: BaseException, traceback: Tracebac
     cause = root_cause(error)
     if cause is not error:
         print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
+    if dist.is_torchelastic_launched():
+        try:  # it is recorded with the traceback of the exception that is being handled
+            raise cause
+        except BaseException as handled:
+            get_error_handler().record_exception(handled)

@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
+from apt_monai.distributed import gather, is_lead
 from apt_monai.model_store import complete_file
 from apt_monai.transforms.bezier import BEZIER_CURVES, BezierIntensity
 
 FORMAT = "apt_monai.prior_codebook"
 VERSION = 1
+REBUILD = "build one with the run id 'codebook' of the bundle's train.yaml"
 
 
 class CodebookError(ValueError):
@@ -133,11 +135,13 @@ class PriorCodebook:
         return matrix, columns
 
     def save(self, path: str | Path) -> None:
-        """Write the codebook as JSON; an interrupted write leaves no file behind.
+        """Write the codebook as JSON, on rank 0 alone; an interrupted write leaves no file behind.
 
         Raises:
             OSError: the file cannot be written.
         """
+        if not is_lead():
+            return
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -165,15 +169,7 @@ class PriorCodebook:
         """
         if isinstance(contrasts, str):
             contrasts = get_contrast_set(contrasts)
-        rebuild = "build one with the run id 'codebook' of the bundle's train.yaml"
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CodebookError(f"{path}: there is no such codebook; {rebuild}") from None
-        except (OSError, ValueError) as error:
-            raise CodebookError(f"{path}: not a readable JSON file ({error}); {rebuild}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise CodebookError(f"{path}: not a prior codebook (its 'format' is not {FORMAT!r}); {rebuild}")
+        content = _read_json(path)
         encoder = content.get("encoder")
         expected: list[tuple[str, Any, Any]] = [
             ("version", content.get("version"), VERSION),
@@ -183,7 +179,7 @@ class PriorCodebook:
         ]
         for field, found, wanted in expected:
             if found != wanted:
-                raise CodebookError(f"{path}: its {field} is {found!r}, and {wanted!r} is needed; {rebuild}")
+                raise CodebookError(f"{path}: its {field} is {found!r}, and {wanted!r} is needed; {REBUILD}")
         try:
             codebook = cls(
                 contrasts=contrasts,
@@ -197,8 +193,22 @@ class PriorCodebook:
             )
             codebook._check()
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise CodebookError(f"{path}: damaged, or edited by hand ({error!r}); {rebuild}") from error
+            raise CodebookError(f"{path}: damaged, or edited by hand ({error!r}); {REBUILD}") from error
         return codebook
+
+    @classmethod
+    def read(cls, path: str | Path) -> PriorCodebook:
+        """Read a codebook to look at it, whatever dataset and encoder it was made for; to make priors, :meth:`load` it.
+
+        Raises:
+            CodebookError: not a codebook, or damaged, or of another version.
+        """
+        content = _read_json(path)
+        try:
+            contrasts, fingerprint = get_contrast_set(str(content["dataset"])), content["encoder"]["fingerprint"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CodebookError(f"{path}: damaged, or edited by hand ({error!r}); {REBUILD}") from error
+        return cls.load(path, contrasts, fingerprint)
 
     def _check(self) -> None:
         """Raise unless every target has each curve of each other contrast once, with usable numbers."""
@@ -213,6 +223,18 @@ class PriorCodebook:
                     raise ValueError(f"the entry {e} of {target!r} has a number out of range")
 
 
+def _read_json(path: str | Path) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CodebookError(f"{path}: there is no such codebook; {REBUILD}") from None
+    except (OSError, ValueError) as error:
+        raise CodebookError(f"{path}: not a readable JSON file ({error}); {REBUILD}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CodebookError(f"{path}: not a prior codebook (its 'format' is not {FORMAT!r}); {REBUILD}")
+    return content
+
+
 @torch.no_grad()
 def build_codebook(
     loader: Iterable[dict[str, Any]],
@@ -225,7 +247,7 @@ def build_codebook(
     """Build the codebook in one pass over the training slices, in memory that does not grow with their number.
 
     Args:
-        loader: batches of slice samples (``"image"``, ``"region"``, ``"subject"``; cached ``"features"`` spare encoding
+        loader: (this rank's) batches of slice samples (``"image"``, ``"region"``, ``"subject"``; cached ``"features"`` spare encoding
             the unchanged contrasts again).
         encoder: the vision encoder, with ``fingerprint`` and ``source``.
         contrasts: the contrast set.
@@ -255,7 +277,7 @@ def build_codebook(
     unchanged = [tuple(values) == BEZIER_CURVES["unchanged"] for values in curves.values()]
     statistics = _Statistics(len(contrasts), len(curves))
     subjects: set[str] = set()
-    for batch in tqdm(loader, desc="codebook", unit="batch", disable=not progress):
+    for batch in tqdm(loader, desc="codebook", unit="batch", disable=not (progress and is_lead())):
         image = batch["image"].to(device)  # (B, C, H, W)
         brain = batch["region"].to(device) > 0  # (B, 1, H, W)
         variants = torch.stack([t(image, brain) for t in transforms], dim=2)  # (B, C, K, H, W)
@@ -263,6 +285,8 @@ def build_codebook(
         features = _variant_features(variants, target, unchanged, encoder)  # (B, C, K, D)
         statistics.update(target, features, image, variants, brain)
         subjects.update(batch["subject"])
+    statistics.add_other_ranks()
+    subjects = set().union(*gather(subjects))
     if not subjects:
         raise ValueError("there are no training slices to build a codebook from: check the dataset and the split")
     source = str(encoder.source)
@@ -319,6 +343,11 @@ class _Statistics:
         self.similarity += similarity.double().sum(dim=0).cpu()
         self.target_sum += ((image + 1) / 2 * brain).double().sum(dim=(0, 2, 3)).cpu()
         self.variant_sum += ((variants + 1) / 2 * brain[:, :, None]).double().sum(dim=(0, 3, 4)).cpu()
+
+    def add_other_ranks(self) -> None:
+        """From here on, the sums are those over all ranks' slices."""
+        others = gather(vars(self))
+        vars(self).update({name: sum(rank[name] for rank in others) for name in others[0]})
 
     def entries(self, contrasts: ContrastSet, curves: Sequence[str]) -> dict[str, list[CodebookEntry]]:
         result = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import ignite.distributed as idist
 import torch
 from ignite.metrics import Metric
 from monai.data import MetaTensor
@@ -18,13 +19,17 @@ from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data import patient
+from apt_monai.distributed import is_lead, own_rows
 from apt_monai.inferers import Synthesizer
 from apt_monai.metrics import psnr
 from apt_monai.networks.fusion import random_subsets
 
 
 class _Seeded:
-    """Holds the generator of a prepare-batch, so that a checkpoint can resume its random numbers where they were."""
+    """Holds the generator of a prepare-batch, so that a checkpoint can resume its random numbers where they were.
+
+    Each rank draws the numbers of all ranks' samples and takes its own: they are those of one rank with the whole batch.
+    """
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -69,7 +74,7 @@ class FusionPrepareBatch(_Seeded, PrepareBatch):
     ) -> tuple[torch.Tensor, list[str], tuple[torch.Tensor], dict]:
         features = batchdata["features"].to(device, non_blocking=non_blocking)  # (B, C, D)
         b, c, _ = features.shape
-        subset = random_subsets(b, c, self.generator, size=c - 1)  # (B, C)
+        subset = own_rows(random_subsets(b * idist.get_world_size(), c, self.generator, size=c - 1))  # (B, C)
         available = torch.cat([torch.ones_like(subset), subset]).to(device)  # (2B, C)
         patients = [patient(subject) for subject in batchdata["subject"]]  # two time points are no negatives either
         return torch.cat([features, features]), patients, (available,), {}
@@ -114,10 +119,12 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
         self.context = context
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.randn(images.shape, generator=self.generator)
+        b, *shape = images.shape
+        return own_rows(torch.randn(b * idist.get_world_size(), *shape, generator=self.generator))
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.randint(0, self.num_train_timesteps, (len(images),), generator=self.generator)
+        b = len(images) * idist.get_world_size()
+        return own_rows(torch.randint(0, self.num_train_timesteps, (b,), generator=self.generator))
 
     def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         if self.scheduler.prediction_type == "epsilon":
@@ -138,7 +145,7 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
         b, c, _ = features.shape
         available = torch.ones(b, c, dtype=torch.bool)
         if self.context == "subset":
-            available = random_subsets(b, c, self.generator)
+            available = own_rows(random_subsets(b * idist.get_world_size(), c, self.generator))
         with torch.no_grad():
             z = self.fusion.eval()(features, available.to(device))  # (B, D)
         images, target, args, arguments = super().__call__(batchdata, device, non_blocking)
@@ -269,7 +276,8 @@ class StudyEvaluator(Evaluator):
         chunks = with_brain.split(self.slice_batch_size)
         synthesised = torch.where(available[:, None, None, None], image, torch.full_like(image, -1.0))
         passes = len(chunks) * self.synthesizer.inferer.network_passes()
-        with tqdm(total=passes, desc=f"{study['subject']}: {', '.join(missing)}", unit="pass") as bar:
+        what = f"{study['subject']}: {', '.join(missing)}"
+        with tqdm(total=passes, desc=what, unit="pass", disable=not is_lead()) as bar:
             for indices in chunks:
                 batch = {
                     "image": image[..., indices].permute(3, 0, 1, 2).to(self.state.device),  # (b, C, X, Y)

@@ -14,6 +14,7 @@ from ignite.handlers import EMAHandler
 from ignite.handlers.param_scheduler import BaseParamScheduler
 from tqdm import tqdm
 
+from apt_monai.distributed import gather, is_lead
 from apt_monai.model_store import complete_file, save_weights
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,8 @@ class ResumableCheckpoint:
 
     def load(self, engine: Engine) -> None:
         """Continue from the file, if there is one."""
+        if len(set(gather(self.path.exists()))) > 1:
+            raise CheckpointError(f"{self.path}: not every rank sees it; choose a folder that all machines share")
         if not self.path.exists():
             return
         advice = "delete the file to start anew"
@@ -125,11 +128,13 @@ class ResumableCheckpoint:
         logger.info("resumed %s after epoch %d (iteration %d)", self.path, engine.state.epoch, engine.state.iteration)
 
     def save(self, engine: Engine) -> None:
-        """Write the file whole, then put it in the old one's place.
+        """Write the file whole, then put it in the old one's place; with several ranks, rank 0 does.
 
         Raises:
             OSError: the file cannot be written; the old one stays.
         """
+        if not is_lead():
+            return
         state = {
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
@@ -169,8 +174,8 @@ class FinalWeights:
         engine.add_event_handler(Events.COMPLETED, self.save)
 
     def save(self, engine: Engine) -> None:
-        """Write the weights, if every epoch is done."""
-        if _is_complete(engine):
+        """Write the weights, if every epoch is done; with several ranks, rank 0 does."""
+        if _is_complete(engine) and is_lead():
             save_weights(self.network, self.path)
 
 
@@ -203,7 +208,9 @@ class TrainingProgress:
         """Open the bar at the first epoch, where a resumed run goes on: by then its checkpoint is loaded."""
         if self.bar is None:
             done, total = engine.state.iteration, (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
-            self.bar = tqdm(total=total, initial=done, desc=self.description, unit="it", mininterval=1.0)
+            self.bar = tqdm(
+                total=total, initial=done, desc=self.description, unit="it", mininterval=1.0, disable=not is_lead()
+            )
 
     def update(self, engine: Engine) -> None:
         """One iteration on."""

@@ -23,8 +23,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ignite.distributed as idist
 import torch
 from torch import nn
+
+from apt_monai.distributed import lead_first
 
 logger = logging.getLogger(__name__)
 
@@ -134,18 +137,19 @@ def save_model_settings(model_dir: str | Path, settings: Mapping[str, Any]) -> N
         raise ModelError(f"{path}: settings that are not JSON ({error}); give numbers, texts, lists, dicts") from error
     new = json.loads(text)
 
-    if path.exists():
-        old = _read_settings(path)
-        differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-        if differing:
-            found = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
-            raise ModelError(
-                f"{path}: holds a model of other settings ({found}); "
-                "use those settings, or choose another model folder for a new training"
-            )
-        return
-    with complete_file(path) as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    with lead_first():
+        if path.exists():
+            old = _read_settings(path)
+            differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+            if differing:
+                found = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
+                raise ModelError(
+                    f"{path}: holds a model of other settings ({found}); "
+                    "use those settings, or choose another model folder for a new training"
+                )
+            return
+        with complete_file(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
 
 def load_model_settings(model_dir: str | Path) -> dict[str, Any]:
@@ -325,18 +329,21 @@ def run_unless_finished(name: str, artefact: str | Path, run: Callable[[], Any])
     Args:
         name: what the log calls the step.
         artefact: the file that the step writes last.
-        run: the step.
+        run: the step. With several ranks each runs it, and goes on when all have.
 
     Example::
 
         >>> run_unless_finished("codebook", "codebook.json", lambda: Path("codebook.json").touch())
         >>> run_unless_finished("codebook", "codebook.json", lambda: print("again"))  # does not run
     """
-    if Path(artefact).exists():
+    finished = Path(artefact).exists()
+    idist.barrier()  # all ranks have looked before one of them writes it
+    if finished:
         logger.info("%s is finished (%s exists; delete it to run again)", name, artefact)
         return
     logger.info("%s: starting (it will write %s)", name, artefact)
     run()
+    idist.barrier()
 
 
 def find_bundle_root(name: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from torch import nn
 
 from apt_monai.contrasts import get_contrast_set
@@ -14,6 +15,7 @@ from apt_monai.data.phantom import write_phantom_dataset
 from apt_monai.data.readers import read_studies
 from apt_monai.data.slice_cache import SliceCache, encode_slices
 from apt_monai.data.splits import load_split, save_split, split_subjects
+from apt_monai.distributed import is_lead, lead_first, own_share
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def find_studies(
         return read_studies(dataset_dir, contrasts, require_all=require_all, series=series)
     folder = Path(phantom_dir) / f"{contrasts}-{phantom_spacing:g}mm-seed{phantom_seed}"
     logger.warning("no dataset_dir given: using a DIGITAL PHANTOM, not patients, in %s", folder)
-    made = write_phantom_dataset(folder, contrasts, phantom_subjects, phantom_seed, phantom_spacing)
+    with lead_first():
+        made = write_phantom_dataset(folder, contrasts, phantom_subjects, phantom_seed, phantom_spacing)
     names = {path.name for path in made}
     studies = [study for study in read_studies(folder, contrasts, require_all=True) if study["subject"] in names]
     if not require_all:
@@ -70,17 +73,18 @@ def find_split(
 ) -> dict[str, list[str]]:
     """The split in a file, or a new one, which is saved there; see :func:`apt_monai.data.split_subjects`."""
     subjects = [study["subject"] for study in studies]
-    if Path(path).exists():
-        return load_split(path, subjects)
-    settings = {
-        "train_fraction": train_fraction,
-        "validation_subjects": validation_subjects,
-        "test_subjects": test_subjects,
-        "seed": seed,
-    }
-    split = split_subjects(subjects, train_fraction, validation_subjects, test_subjects, seed)
-    save_split(path, split, **settings)
-    return split
+    with lead_first():
+        if Path(path).exists():
+            return load_split(path, subjects)
+        settings = {
+            "train_fraction": train_fraction,
+            "validation_subjects": validation_subjects,
+            "test_subjects": test_subjects,
+            "seed": seed,
+        }
+        split = split_subjects(subjects, train_fraction, validation_subjects, test_subjects, seed)
+        save_split(path, split, **settings)
+        return split
 
 
 def select_studies(studies: Sequence[Study], subjects: Sequence[str]) -> list[Study]:
@@ -89,7 +93,12 @@ def select_studies(studies: Sequence[Study], subjects: Sequence[str]) -> list[St
 
 
 def prepare_slices(studies: Sequence[Mapping[str, str]], cache: SliceCache, encoder: nn.Module) -> SliceCache:
-    """Fill the cache with the studies' slices and their features, where they are not there yet; returns the cache."""
-    cache.prepare(studies)
-    encode_slices(studies, cache, encoder)
+    """Fill the cache with the studies' slices and their features, where they are not there yet; returns the cache.
+
+    Each rank does its share of the studies.
+    """
+    own = own_share(studies)
+    cache.prepare(own, progress=is_lead())
+    encode_slices(own, cache, encoder, progress=is_lead())
+    idist.barrier()
     return cache

@@ -1,0 +1,171 @@
+"""Several processes that share one piece of work: torchrun starts them, each is a rank.
+
+A run without torchrun is rank 0 of 1, and nothing here does anything. With more ranks, what is written is written by
+rank 0 alone (the lead) or by the rank that the item belongs to, in folders that every rank sees; random numbers are
+drawn as if there were one rank. So a result does not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import ignite.distributed as idist
+import torch
+import torch.distributed as dist
+
+Item = TypeVar("Item")
+
+
+def start_ranks(device: str | torch.device, timeout_hours: float = 2.0) -> None:
+    """Join the other processes that torchrun started; without torchrun, do nothing.
+
+    Args:
+        device: where this run computes. On ``"cuda"``, each rank takes the GPU of its number on its machine.
+        timeout_hours: so long a rank waits for the others, such as while the lead writes phantoms. A rank that dies
+            ends the others at once, whatever this is: torchrun sees to it.
+
+    Raises:
+        ValueError: more ranks on a machine than it has GPUs.
+
+    Example::
+
+        >>> start_ranks("cpu")
+        >>> is_lead()
+        True
+    """
+    if not dist.is_torchelastic_launched() or dist.is_initialized():
+        return
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise ValueError(
+                f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this machine, which has {gpus} GPUs: "
+                f"give --nproc_per_node {gpus}"
+            )
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=timeout_hours))
+    idist.sync()  # ignite takes notice: a collective call, and here all ranks are at the same place
+
+
+def refuse_ranks(overlay: str) -> None:
+    """Raise if torchrun started several processes, and the config lacks what they need.
+
+    Args:
+        overlay: the config file that has it.
+
+    Raises:
+        ValueError: there are several processes.
+
+    Example::
+
+        >>> refuse_ranks("multi_gpu_train.yaml")
+    """
+    processes = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+    if processes > 1:
+        raise ValueError(
+            f"torchrun started {processes} processes, and each would train by itself: add {overlay}, as in "
+            f"--config_file \"['train.yaml','{overlay}']\""
+        )
+
+
+def stop_ranks() -> None:
+    """Leave what :func:`start_ranks` joined.
+
+    Example::
+
+        >>> stop_ranks()
+    """
+    if dist.is_initialized():
+        idist.finalize()
+
+
+def is_lead() -> bool:
+    """Whether this is rank 0, which writes what all ranks made together.
+
+    Example::
+
+        >>> is_lead()
+        True
+    """
+    return idist.get_rank() == 0
+
+
+def lead_first() -> AbstractContextManager[None]:
+    """A block that rank 0 goes through first, and the others when it is through: they find what it made.
+
+    Example::
+
+        >>> with lead_first():
+        ...     pass
+    """
+    return idist.one_rank_first()
+
+
+def own_share(items: Iterable[Item]) -> list[Item]:
+    """What of ``items`` is this rank's: every n-th from its own on. All ranks reach this with the same items.
+
+    Example::
+
+        >>> own_share("abc")  # of one rank
+        ['a', 'b', 'c']
+    """
+    listed = list(items)
+    idist.barrier()  # what comes next may change what the items were listed from
+    return listed[idist.get_rank() :: idist.get_world_size()]
+
+
+def own_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """What of a tensor ``(ranks * B, ...)`` for the samples of all ranks is for this rank's: ``(B, ...)``.
+
+    The order is that of :class:`torch.utils.data.DistributedSampler`: the ranks take samples in turn.
+
+    Example::
+
+        >>> own_rows(torch.arange(3))  # of one rank
+        tensor([0, 1, 2])
+    """
+    return tensor[idist.get_rank() :: idist.get_world_size()]
+
+
+def rank_batch_size(batch_size: int, samples: int) -> int:
+    """How many samples a rank takes at a time, so that all ranks together take ``batch_size``.
+
+    Args:
+        batch_size: of all ranks together.
+        samples: how many there are; a batch is never larger.
+
+    Raises:
+        ValueError: the ranks cannot have equally many, or there are fewer samples than ranks.
+
+    Example::
+
+        >>> rank_batch_size(16, samples=1000), rank_batch_size(16, samples=10)  # of one rank
+        (16, 10)
+    """
+    ranks = idist.get_world_size()
+    if batch_size % ranks or samples < ranks:
+        raise ValueError(
+            f"{ranks} ranks cannot share batches of {batch_size} of {samples} samples: "
+            f"give a batch size that is a multiple of {ranks}, or start fewer ranks"
+        )
+    return min(batch_size, samples) // ranks
+
+
+def gather(item: Item) -> list[Item]:
+    """Every rank's item, by rank. Plain values and CPU tensors; all ranks reach this together.
+
+    Example::
+
+        >>> gather("a")
+        ['a']
+    """
+    if idist.get_world_size() == 1:
+        return [item]
+    items: list[Any] = [None] * idist.get_world_size()
+    dist.all_gather_object(items, item)
+    return items

@@ -1,0 +1,210 @@
+"""Several ranks: two CPU processes give what one gives, and one that dies stops the run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import pytest
+import torch
+from monai.networks.schedulers import DDPMScheduler
+
+import tiny_bundle
+from apt_monai import distributed
+from apt_monai.data.phantom import write_phantom_dataset
+from apt_monai.engines import ContextPrepareBatch, FusionPrepareBatch
+from apt_monai.networks import MutualInformationFusion
+from tiny_bundle import BUNDLE, ROOT, command, environment
+
+OVERLAY = [str(BUNDLE / "configs" / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
+
+
+@pytest.fixture
+def rank_1_of_2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rank 1 of 2 sees, without a second process: nothing that ranks do together can be tried with it."""
+    monkeypatch.setattr(idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(idist, "get_rank", lambda: 1)
+    monkeypatch.setattr(idist, "barrier", lambda: None)
+
+
+def _batch(rows: slice = slice(None)) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(3)
+    batch = {"image": torch.rand(6, 4, 8, 8, generator=generator), "features": torch.rand(6, 4, 16, generator=generator)}
+    return {key: value[rows] for key, value in batch.items()} | {"subject": [f"s{i}" for i in range(6)][rows]}
+
+
+def test_a_rank_draws_the_random_numbers_that_one_process_draws_for_its_samples(
+    request: pytest.FixtureRequest,
+) -> None:
+    fusion = MutualInformationFusion(16, 2)
+    scheduler = DDPMScheduler(1000, schedule="cosine")
+    _, whole_noise, _, whole_arguments = ContextPrepareBatch(scheduler, fusion, "subset", seed=5)(_batch(), "cpu")
+    whole_subsets = FusionPrepareBatch(seed=5)(_batch())[2][0].reshape(2, 6, 4)
+    request.getfixturevalue("rank_1_of_2")
+    own = slice(1, None, 2)
+    _, noise, _, arguments = ContextPrepareBatch(scheduler, fusion, "subset", seed=5)(_batch(own), "cpu")
+    assert torch.equal(noise, whole_noise[own])
+    assert torch.equal(arguments["timesteps"], whole_arguments["timesteps"][own])
+    torch.testing.assert_close(arguments["condition"], whole_arguments["condition"][own])
+    assert torch.equal(FusionPrepareBatch(seed=5)(_batch(own))[2][0].reshape(2, 3, 4), whole_subsets[:, own])
+
+
+@pytest.mark.usefixtures("rank_1_of_2")
+def test_the_ranks_take_items_in_turn() -> None:
+    assert distributed.own_share("abcde") == ["b", "d"]
+    assert not distributed.is_lead()
+
+
+@pytest.mark.usefixtures("rank_1_of_2")
+def test_a_batch_is_shared_by_the_ranks() -> None:
+    assert distributed.rank_batch_size(16, samples=1000) == 8
+    assert distributed.rank_batch_size(16, samples=6) == 3
+    with pytest.raises(ValueError, match="2 ranks cannot share batches of 15 of 1000 samples: .* a multiple of 2"):
+        distributed.rank_batch_size(15, samples=1000)
+    with pytest.raises(ValueError, match="or start fewer ranks"):
+        distributed.rank_batch_size(16, samples=1)
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in {"TORCHELASTIC_RUN_ID": "1", "LOCAL_RANK": "99", "LOCAL_WORLD_SIZE": "100"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=r"started 100 processes on this machine, which has \d+ GPUs"):
+        distributed.start_ranks("cuda")
+
+
+# The real commands
+
+
+def torchrun(config: str, run_id: str, **overrides: Any) -> list[str]:
+    """The bundle's command on two ranks."""
+    words = command(config, run_id, **overrides)[2:]  # without "python -m"
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", *words]
+
+
+def finish(words: list[str]) -> tuple[int, str]:
+    """Exit status and output."""
+    ended = subprocess.run(
+        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280
+    )
+    return ended.returncode, ended.stdout
+
+
+def train_options(folder: Path, data: Path) -> dict[str, Any]:
+    """Where one training has its files."""
+    return {"model_dir": folder / "model", "work_dir": folder / "work", "dataset_dir": data, "config_file": OVERLAY}
+
+
+def same_weights(one: Path, other: Path) -> None:
+    """Both trained networks to float accuracy (the images go through them in bfloat16), and the same codebook."""
+    for name in ("fusion.pt", "model.pt"):
+        a, b = (torch.load(folder / name, weights_only=True) for folder in (one, other))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    texts = [(folder / "codebook.json").read_text(encoding="utf-8") for folder in (one, other)]
+    assert texts[0] == texts[1]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_phantom_dataset(folder, "brats", subjects=5, seed=0, spacing=10)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Path]:
+    """What one process trains, the whole of it in this one."""
+    folder = tmp_path_factory.mktemp("one")
+    with torch.random.fork_rng():
+        options = train_options(folder, data)
+        tiny_bundle.run("train", "training", **{key: str(value) for key, value in options.items() if key != "config_file"})
+    yield folder
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(one_rank: Path, data: Path, tmp_path: Path) -> None:
+    status, output = finish(torchrun("train", "training", **train_options(tmp_path, data)))
+    assert status == 0, output
+    same_weights(one_rank / "model", tmp_path / "model")
+    assert (tmp_path / "model" / "codebook.png").is_file()
+    status, output = finish(torchrun("train", "training", **train_options(tmp_path, data)))  # nothing left to do
+    assert status == 0 and "diffusion is finished" in output, output
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_volumes_and_the_table_that_one_writes(one_rank: Path, tmp_path: Path) -> None:
+    studies = tmp_path / "studies"
+    write_phantom_dataset(studies, "brats", subjects=3, seed=4, spacing=10)
+    common = {"model_dir": one_rank / "model", "work_dir": tmp_path / "work", "dataset_dir": studies}
+    everyone = {**common, "split_file": "$None", "batch_size": 2, "cases": "[['t1','t2'],['flair','t1','t1ce']]"}
+    tables = []
+    for name, start in (("one", command), ("two", torchrun)):
+        status, output = finish(start("evaluate", "evaluating", output_dir=tmp_path / name / "eval", **everyone))
+        assert status == 0, output
+        with (tmp_path / name / "eval" / "results.csv").open(newline="") as file:
+            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert tables[0] == tables[1] and len(tables[0]) == 3 * 2 * 3 * 3  # methods, slices, studies, targets
+
+    for subject, absent in zip(sorted(path for path in studies.iterdir() if path.is_dir()), ("t1", "t2", "flair")):
+        if not subject.name.startswith("."):
+            next(subject.glob(f"*_{absent}.nii.gz")).unlink()
+    for name, start in (("one", command), ("two", torchrun)):
+        status, output = finish(start("inference", "run", output_dir=tmp_path / name / "out", **common))
+        assert status == 0, output
+    files = tiny_bundle.files_of(tmp_path / "one" / "out")
+    assert files == tiny_bundle.files_of(tmp_path / "two" / "out") and len(files) == 6
+    for file in files:
+        assert (tmp_path / "one" / "out" / file).read_bytes() == (tmp_path / "two" / "out" / file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the rank's process in /proc")
+def test_a_rank_that_dies_stops_the_run_and_the_next_run_resumes(one_rank: Path, data: Path, tmp_path: Path) -> None:
+    words = torchrun("train", "training", **train_options(tmp_path, data), iterations=2000)
+    with subprocess.Popen(
+        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "work" / "diffusion_checkpoint.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.kill(_process_of_rank(1, str(tmp_path)), signal.SIGKILL)
+        output, _ = run.communicate(timeout=60)
+    assert run.returncode != 0
+    summary = output[output.index("Root Cause") :]
+    assert "rank      : 1 (local_rank: 1)" in summary and "Signal 9 (SIGKILL) received" in summary
+    assert not (tmp_path / "model" / "model.pt").exists()
+
+    checkpoint = torch.load(tmp_path / "work" / "diffusion_checkpoint.pt", weights_only=True)
+    few = 2 * checkpoint["epoch"] + 2  # two iterations an epoch
+    status, output = finish(torchrun("train", "training", **train_options(tmp_path, data), iterations=few))
+    assert status == 0, output
+    assert f"after epoch {checkpoint['epoch']} (iteration {checkpoint['iteration']})" in output
+    assert (tmp_path / "model" / "model.pt").exists()
+
+
+def _process_of_rank(rank: int, folder: str) -> int:
+    """The process whose environment has this rank and whose command names the folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ranks = f"RANK={rank}".encode() in (process / "environ").read_bytes().split(b"\0")
+            if ranks and folder.encode() in (process / "cmdline").read_bytes():
+                return int(process.name)
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+def test_several_processes_without_the_overlay_are_refused(data: Path, tmp_path: Path) -> None:
+    options = {**train_options(tmp_path, data), "config_file": OVERLAY[0]}
+    status, output = finish(torchrun("train", "training", **options))
+    assert status != 0
+    assert "add multi_gpu_train.yaml" in output[output.index("Root Cause") :], output  # torchrun has the last word
+    assert not (tmp_path / "model").exists()
