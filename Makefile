@@ -15,7 +15,7 @@ RUN := "$(VENV)/bin/python" -m
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint bench clean
+.PHONY: help venv demo test test-slow lint bench bundles clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ lint: venv ## style, formatting and types
 
 bench: venv ## speed and memory against the published way; make bench ARGS=--full for the paper's sizes
 	$(RUN) apt_monai bench $(ARGS)
+
+bundles: ## copy what the bundles share from apt_brats into the others
+	"$(PYTHON)" .ci/share_wiring.py
 
 clean: ## remove what the targets above made in the checkout (not the environment)
 	rm -rf demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

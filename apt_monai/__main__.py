@@ -1,287 +1,253 @@
-"""The command line, ``python -m apt_monai``: phantoms, the demo and the benchmark.
+"""The command line, ``python -m apt_monai``: from phantoms or raw scans to a trained model, volumes and tables.
 
-Training, inference and evaluation are the bundle's own commands (``python -m monai.bundle run ...``); the demo runs
-these and prints each before it runs.
+Training, synthesis and evaluation are the bundles' own commands (``python -m monai.bundle run ...``): each is printed
+before it runs, so that it can be used and changed without this module.
 
 Example::
 
     >>> main(["phantom", "phantom", "--subjects", "1", "--spacing", "8"])
-    1 studies in phantom: train with --dataset_dir phantom
+    1 studies in phantom. Next, train with
+      python -m apt_monai train phantom --dataset brats
     0
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import shlex
-import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from apt_monai.contrasts import BRATS, ContrastSet
-from apt_monai.data import load_split, read_studies, synthetic_path
+from apt_monai.codebook import PriorCodebook
+from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, ContrastSet, get_contrast_set
+from apt_monai.data import read_studies, synthetic_path
 from apt_monai.data.phantom import write_phantom_dataset
-from apt_monai.model_store import MODEL_FILES, complete_file, find_bundle_root
+from apt_monai.data.preprocessing import MASK_TOOLS, PreprocessingSettings, preprocess_cohort
+from apt_monai.demo import Demo
+from apt_monai.launch import BundleError, config_files, run_bundle
+from apt_monai.model_store import find_bundle_root, find_model_dir
 from apt_monai.profiling import run_benchmarks
-from apt_monai.visualize import draw_volume
+from apt_monai.transforms import LoadStudyd
+from apt_monai.visualize import draw_codebook
 
-DEMO_SEED = 1  # of the phantom: the shipped weights were trained on that of seed 0, so every subject is new to them
-
-OWN, SHIPPED = "own", "shipped"  # whose weights: also the names of folders
-
-RESEARCH_NOTICE = """\
-These are digital phantoms, not patients, and the vision encoder is untrained: the figures show that the method runs,
-not how well it does on patients. Research software, not a medical device: not for diagnosis or treatment."""
+PROGRAM = "python -m apt_monai"
+RAW = "adni-raw"  # the phantom that is to be preprocessed
+CODEBOOK_NAME = "codebook.json"
 
 
-class DemoError(RuntimeError):
-    """A step of the demo that failed; what went wrong is what that step printed."""
-
-
-# The demo
-
-
-class Demo:
-    """The whole method on phantoms, step by step; what is learned and synthesised is so by the bundle's own commands.
-
-    Args:
-        out: the demo's folder.
-        subjects: how many phantoms, 3 or more.
-        spacing: their voxel edge in mm.
-        iterations: of the diffusion model's training; None: as in demo.yaml.
-        unroll_iterations: N, the iterations of stage 2.
-        slices_per_subject: how many slices of each test subject are evaluated.
-    """
-
-    contrasts = BRATS
-
-    def __init__(
-        self,
-        out: str | Path,
-        subjects: int,
-        spacing: float,
-        iterations: int | None,
-        unroll_iterations: int,
-        slices_per_subject: int,
-    ) -> None:
-        self.out = Path(out).absolute()
-        self.subjects = subjects
-        self.spacing = spacing
-        self.iterations = iterations
-        self.slices_per_subject = slices_per_subject
-        # What makes synthesis fast enough for a demo; the configs' defaults are the paper's
-        self.sampling = {
-            "sampling#guidance_gradient": "image",  # a third of the cost, see TwoStageInferer
-            "sampling#unroll_iterations": unroll_iterations,
-        }
-        bundle = Path(find_bundle_root("apt_brats"))
-        self.configs = bundle / "configs"
-        shipped = bundle / "models"
-        self.models = {OWN: self.out / "model"}
-        if all((shipped / name).is_file() for name in MODEL_FILES):
-            self.models[SHIPPED] = shipped
-        else:
-            print(f"No shipped weights in {shown(shipped)}: this shows the demo's own training alone.", flush=True)
-
-    def run(self) -> None:
-        """Every step, then what came out. A step that an earlier run finished is over at once."""
-        steps: list[tuple[str, Callable[[], None]]] = [("phantoms", self.make_phantoms), ("training", self.train)]
-        steps += [(f"synthesis, {weights}", partial(self.synthesise, weights)) for weights in self.models]
-        steps += [(f"evaluation, {weights}", partial(self.evaluate, weights)) for weights in self.models]
-        steps.append(("pictures", self.draw))
-        seconds: dict[str, float] = {}
-        for number, (name, step) in enumerate(steps, start=1):
-            print(f"\n== {number}/{len(steps)}  {name}", flush=True)
-            start = time.perf_counter()
-            step()
-            seconds[name] = time.perf_counter() - start
-        print(self.summary(seconds))
-
-    def make_phantoms(self) -> None:
-        """A BraTS dataset, in OUT/data."""
-        write_phantom_dataset(self.out / "data", self.contrasts.name, self.subjects, DEMO_SEED, self.spacing)
-
-    def train(self) -> None:
-        """Both networks and the codebook, in OUT/model."""
-        overrides: dict[str, Any] = {
-            "dataset_dir": self.out / "data",
-            "model_dir": self.out / "model",
-            "work_dir": self.out / "work",
-        }
-        if self.iterations is not None:
-            overrides["iterations"] = self.iterations
-        run_bundle("training", [self.configs / "train.yaml", self.configs / "demo.yaml"], overrides)
-
-    def synthesise(self, weights: str) -> None:
-        """The contrasts that studies lack, in OUT/synthetic: of all with the shipped weights, of one with our own."""
-        incoming = self.out / "incoming"
-        missing = self.hide_contrasts(incoming)
-        overrides = {
-            "dataset_dir": incoming / next(iter(missing)) if weights == OWN and SHIPPED in self.models else incoming,
-            "model_dir": self.models[weights],
-            "output_dir": self.out / "synthetic" / weights,
-        }
-        run_bundle("run", [self.configs / "inference.yaml"], overrides | self.sampling)
-
-    def evaluate(self, weights: str) -> None:
-        """Each contrast from the others, on the test subjects; tables and pictures in OUT/eval."""
-        overrides = {
-            "dataset_dir": self.out / "data",
-            "split_file": self.out / "model" / "split.json",
-            "model_dir": self.models[weights],
-            "work_dir": self.out / "work",
-            "output_dir": self.out / "eval" / weights,
-            "slices_per_subject": self.slices_per_subject,
-        }
-        run_bundle("evaluating", [self.configs / "evaluate.yaml"], overrides | self.sampling)
-
-    def missing_contrasts(self) -> dict[str, str]:
-        """The contrast that each of up to four test subjects is to lack, another one each, by subject."""
-        split = load_split(self.out / "model" / "split.json", self.studies())
-        return dict(zip(split["test"], self.contrasts.names, strict=False))
-
-    def studies(self) -> dict[str, dict[str, str]]:
-        """The phantoms' data list, by subject."""
-        return {study["subject"]: study for study in read_studies(self.out / "data", self.contrasts)}
-
-    def hide_contrasts(self, incoming: Path) -> dict[str, str]:
-        """Copy test studies without one contrast each, as if it had not been acquired; that contrast by subject."""
-        missing, studies = self.missing_contrasts(), self.studies()
-        for subject, absent in missing.items():
-            for name in self.contrasts.names:
-                source = Path(studies[subject][name])
-                copy = incoming / subject / source.name
-                if name != absent and not copy.exists():
-                    with complete_file(copy) as temporary:
-                        shutil.copyfile(source, temporary)
-        return missing
-
-    def draw(self) -> None:
-        """Each synthetic volume beside the acquired one that was held back, in OUT/pictures."""
-        studies = self.studies()
-        for subject, contrast in self.missing_contrasts().items():
-            label = self.contrasts.labels[self.contrasts.index(contrast)]
-            volumes = {f"{label}, acquired": studies[subject][contrast]}
-            for weights in self.models:
-                volume = synthetic_path(self.out / "synthetic" / weights, subject, contrast)
-                if volume.exists():
-                    volumes[f"{label}, {weights} weights"] = str(volume)
-            picture = self.out / "pictures" / f"{subject}_{contrast}.png"
-            draw_volume(picture, volumes, f"{subject} (phantom)")
-
-    def summary(self, seconds: Mapping[str, float]) -> str:
-        """The table, where everything is, how long it took, and what it is not."""
-        results = {
-            weights: json.loads((self.out / "eval" / weights / "results.json").read_text(encoding="utf-8"))
-            for weights in self.models
-        }
-        out = shown(self.out)
-        subjects, slices = results[OWN]["subjects"], results[OWN]["slices"]
-        times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-        return f"""
-== Result
-
-{demo_table(results, self.contrasts)}
-
-PSNR in dB / SSIM of each contrast from the other three, over the whole slice; {slices} slices of {subjects} subjects.
-U: the conditional diffusion model; +A: from the codebook's prior; +I: with the iterations of stage 2.
-Sampled without guidance and with a short stage 2, to be quick; the bundle's own settings are slower and better.
-Of the weights, "{OWN}" are this demo's short training, "{SHIPPED}" those that come with the bundle.
-
-Pictures
-  synthetic volumes beside the acquired ones    {out}/pictures/*.png
-  acquired, prior, synthesised, error map       {out}/eval/*/panel.png
-  the prior codebook                            {out}/model/codebook.png
-NIfTI files, each with a JSON file that says where it comes from
-  synthetic volumes                             {out}/synthetic/*/*/*_SYNTHETIC.nii.gz
-  what they were made from                      {out}/incoming
-  what was held back                            {out}/data
-Tables with standard deviations, brain and tumour alone
-                                                {out}/eval/*/results.md
-
-{sum(seconds.values()) / 60:.1f} minutes: {times}.
-
-{RESEARCH_NOTICE}"""
-
-
-def shown(path: Path) -> str:
-    """A path as one writes it in the working directory: relative to it where it lies inside."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def run_bundle(run_id: str, configs: Sequence[Path], overrides: Mapping[str, object]) -> None:
-    """Print a command of the bundle, and run it in a process of its own.
-
-    Args:
-        run_id: what to run, such as ``"training"``.
-        configs: the config files, later ones over earlier ones.
-        overrides: values that take the place of the config's, by key.
-
-    Raises:
-        DemoError: the command failed.
-    """
-    files = [shown(path) for path in configs]
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file"]
-    command.append(files[0] if len(files) == 1 else json.dumps(files, ensure_ascii=False))
-    for key, value in overrides.items():
-        command += [f"--{key}", shown(value) if isinstance(value, Path) else str(value)]
-    print(f"$ {shlex.join(command)}", flush=True)
-    status = subprocess.run(command, check=False).returncode
-    if status:
-        raise DemoError(
-            f"the command above ('{run_id}') ended with exit status {status}; the last lines before this one say why. "
-            "Once that is put right, the same demo command goes on from there"
-        )
-
-
-def demo_table(results: Mapping[str, Mapping[str, Any]], contrasts: ContrastSet) -> str:
-    """The evaluations of several models as one Markdown table, of the cases in which one contrast is missing.
-
-    Args:
-        results: the content of each model's ``results.json``, by the name of its weights.
-        contrasts: the contrast set.
-
-    Example::
-
-        >>> entry = {"method": "U", "acquired": "t1+t2", "target": "pd", "psnr_slice_mean": 30, "ssim_slice_mean": 0.9}
-        >>> from apt_monai.contrasts import ADNI
-        >>> print(demo_table({"shipped": {"aggregate": [entry]}}, ADNI))
-        | weights | method | T1 | T2 | PD |
-        | --- | --- | --- | --- | --- |
-        | shipped | U |  |  | 30.00 / 0.900 |
-    """
-    header = ["weights", "method", *contrasts.labels]
-    rows = [header, ["---"] * len(header)]
-    for weights, content in results.items():
-        for method in dict.fromkeys(entry["method"] for entry in content["aggregate"]):
-            cells = dict.fromkeys(contrasts.names, "")
-            for entry in content["aggregate"]:
-                if entry["method"] == method and len(entry["acquired"].split("+")) == len(contrasts) - 1:
-                    psnr, ssim = float(entry["psnr_slice_mean"]), float(entry["ssim_slice_mean"])
-                    cells[entry["target"]] = f"{psnr:.2f} / {ssim:.3f}"
-            rows.append([weights, method, *cells.values()])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-# The commands
+# The commands. Each returns the exit status; None is 0.
 
 
 def _phantom(arguments: argparse.Namespace) -> None:
     studies = write_phantom_dataset(
         arguments.out, arguments.dataset, arguments.subjects, arguments.seed, arguments.spacing
     )
-    print(f"{len(studies)} studies in {arguments.out}: train with --dataset_dir {arguments.out}")
+    if arguments.dataset == RAW:
+        step, words = "preprocess", ["preprocess", arguments.out, f"{arguments.out}-preprocessed"]
+    else:
+        step, words = "train", ["train", arguments.out, "--dataset", arguments.dataset]
+    print(f"{len(studies)} studies in {arguments.out}. Next, {step} with\n  {PROGRAM} {shlex.join(words)}")
+
+
+def _preprocess(arguments: argparse.Namespace) -> int:
+    settings = PreprocessingSettings(grid=arguments.grid, mask=arguments.mask)
+    studies = read_studies(arguments.raw, arguments.dataset, series=arguments.series)
+    report = preprocess_cohort(studies, arguments.out, arguments.dataset, settings, arguments.workers)
+    print(f"{report}\nin {arguments.out}; a study's matrices and mask are in its folder preprocessing/")
+    if report.failed:
+        print("once the failed ones are put right, the same command does them alone", file=sys.stderr)
+        return 1
+    print(f"Next, train with\n  {PROGRAM} {shlex.join(['train', arguments.out, '--dataset', arguments.dataset])}")
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    read_studies(arguments.data, arguments.dataset, require_all=True, series=arguments.series)
+    overrides = _data_overrides(arguments)
+    model = arguments.model or Path(find_bundle_root(f"apt_{arguments.dataset}"), "models", "trained")
+    if arguments.work or arguments.model:  # another model's checkpoints are not to be gone on from
+        overrides["work_dir"] = (arguments.work or model / "work").absolute()
+    _run(arguments, "training", "train", overrides)
+    words = ["evaluate", arguments.data, "--dataset", arguments.dataset, "--model", str(model)]
+    print(f"\nThe model is in {model}. Next, evaluate it with\n  {PROGRAM} {shlex.join(words)}")
+
+
+def _synthesize(arguments: argparse.Namespace) -> None:
+    given = {name: path for name in _contrast_names() if (path := getattr(arguments, name))}
+    if (arguments.data is None) == (not given):
+        raise ValueError(
+            "give either DATA, a folder of studies, or one patient's files: "
+            + ", ".join(f"--{name}" for name in _contrast_names())
+        )
+    if arguments.dataset is None:
+        arguments.dataset = _set_with(list(given)).name
+    contrasts, overrides = get_contrast_set(arguments.dataset), _data_overrides(arguments)
+    overrides["output_dir"] = arguments.out.absolute()
+    if arguments.data is not None:
+        read_studies(arguments.data, contrasts, series=arguments.series)
+        written = [f"{arguments.out}/*/*_SYNTHETIC.nii.gz"]
+    else:
+        study = _read_patient(arguments, contrasts, given)
+        overrides["studies"] = [study]
+        targets = [name for name in contrasts.names if name not in study]
+        written = [str(synthetic_path(arguments.out, arguments.subject, name)) for name in targets]
+    _run(arguments, "run", "inference", overrides)
+    print("\nSynthesised, not acquired; for research, not for diagnosis or treatment:", *written, sep="\n  ")
+
+
+def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: dict[str, str]) -> dict[str, str]:
+    """The study of one patient's files, which are read to be checked here, before the bundle's command starts."""
+    if arguments.series:
+        raise ValueError("--series is for DATA, a folder of studies; the flags say which contrast a file is")
+    contrasts.check(given)
+    if set(given) == set(contrasts.names):
+        raise ValueError(
+            f"nothing to synthesise: every contrast of {contrasts.name} is given ({', '.join(contrasts.names)})"
+        )
+    for name, path in given.items():
+        if "synthetic" in Path(path).name.lower():
+            raise ValueError(f"--{name} {path}: is synthesised, as its name says; give acquired contrasts alone")
+    study = {"subject": arguments.subject} | {name: str(Path(path).absolute()) for name, path in given.items()}
+    LoadStudyd(contrasts)(study)
+    return study
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    read_studies(arguments.data, arguments.dataset, require_all=True, series=arguments.series)
+    overrides = _data_overrides(arguments)
+    overrides["output_dir"] = arguments.out.absolute()
+    if arguments.work:
+        overrides["work_dir"] = arguments.work.absolute()
+    if arguments.cases:
+        overrides["cases"] = arguments.cases
+    _run(arguments, "evaluating", "evaluate", overrides)
+    print(f"\nTables: {arguments.out}/results.md (and .csv, .json); pictures: {arguments.out}/panel*.png")
+
+
+def _data_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    paths = {"dataset_dir": arguments.data, "series": arguments.series, "model_dir": arguments.model}
+    return {key: Path(path).absolute() for key, path in paths.items() if path is not None}
+
+
+def _run(arguments: argparse.Namespace, run_id: str, config: str, overrides: dict[str, Any]) -> None:
+    configs = config_files(arguments.dataset, config, arguments.overlay, arguments.gpus)
+    run_bundle(run_id, configs, overrides | dict(arguments.set), arguments.gpus)
+
+
+def _contrast_names() -> list[str]:
+    """The names of all sets, each once."""
+    return list(dict.fromkeys(name for contrasts in CONTRAST_SETS.values() for name in contrasts.names))
+
+
+def _set_with(names: Sequence[str]) -> ContrastSet:
+    """The first set that has all these contrasts."""
+    for contrasts in CONTRAST_SETS.values():
+        if set(names) <= set(contrasts.names):
+            return contrasts
+    sets = "; ".join(f"{contrasts.name} has {', '.join(contrasts.names)}" for contrasts in CONTRAST_SETS.values())
+    raise ValueError(f"no dataset has {', '.join(names)} together: {sets}; leave out what the model does not know")
+
+
+def _codebook_show(arguments: argparse.Namespace) -> None:
+    path = arguments.path
+    if path is None:
+        bundle = find_bundle_root(f"apt_{arguments.dataset}")
+        path = find_model_dir(None, bundle)
+    if path.is_dir():
+        path = path / CODEBOOK_NAME
+    codebook = PriorCodebook.read(path)
+    print(f"{path}\n\n{codebook_text(codebook)}")
+    if arguments.picture:
+        print(f"\nDrawn in {draw_codebook(arguments.picture, codebook)}")
+
+
+def codebook_text(codebook: PriorCodebook, best: int = 3) -> str:
+    """A codebook for people to read: each target's entries, and which of them is used for each subset of contrasts.
+
+    Args:
+        codebook: the codebook.
+        best: how many entries of each target are listed, beside the best one of each source: no other is ever used.
+
+    Example::
+
+        >>> from apt_monai.codebook import CodebookEntry
+        >>> curves = {"unchanged": (-1, -1 / 3, 1 / 3, 1)}
+        >>> entries = {
+        ...     target: [CodebookEntry(first, "unchanged", 2, 0.9, 1.25), CodebookEntry(second, "unchanged", 0, 0.7, 1.25)]
+        ...     for target, first, second in (("t1", "t2", "pd"), ("t2", "pd", "t1"), ("pd", "t2", "t1"))
+        ... }
+        >>> book = PriorCodebook(ADNI, entries, curves, "ab12", "tiny", "", num_subjects=1, num_slices=2)
+        >>> print(codebook_text(book))
+        Prior codebook of adni: 2 training slices of 1 subjects, encoder tiny (ab12)
+        <BLANKLINE>
+        target  rank  source  curve      won     similarity  scale
+        t1      #1    t2      unchanged  100.0%   0.900      1.250
+                #2    pd      unchanged    0.0%   0.700      1.250
+        t2      #1    pd      unchanged  100.0%   0.900      1.250
+                #2    t1      unchanged    0.0%   0.700      1.250
+        pd      #1    t2      unchanged  100.0%   0.900      1.250
+                #2    t1      unchanged    0.0%   0.700      1.250
+        won: the share of the slices in which it was the most similar; similarity: mean cosine; scale: σ, which the
+        transformed source is multiplied by. An entry that is not listed is never used.
+        <BLANKLINE>
+        Used, by which contrasts are acquired (left) and synthesised (top)
+        acquired  t1     t2     pd
+        t1+t2     -      -      #1 t2
+        t1+pd     -      #1 pd  -
+        t2+pd     #1 t2  -      -
+        t1        -      #2 t1  #2 t1
+        t2        #1 t2  -      #1 t2
+        pd        #2 pd  #1 pd  -
+    """
+    contrasts = codebook.contrasts
+    ranks = {
+        target: {entry: f"#{i}" for i, entry in enumerate(entries, start=1)}
+        for target, entries in codebook.entries.items()
+    }
+    table = [["target", "rank", "source", "curve", "won", "similarity", "scale"]]
+    for target in contrasts.names:
+        usable = {codebook.lookup(target, [source]) for source in contrasts.names if source != target}
+        listed = [e for i, e in enumerate(codebook.entries[target]) if i < best or e in usable]
+        for entry in listed:
+            share = entry.count / max(codebook.num_slices, 1)
+            numbers = [f"{share:6.1%}", f"{entry.similarity:6.3f}", f"{entry.scale:.3f}"]
+            name = target if entry is listed[0] else ""
+            table.append([name, ranks[target][entry], entry.source, entry.curve, *numbers])
+
+    used = [["acquired", *contrasts.names]]
+    for acquired in contrasts.subsets():
+        row = ["+".join(acquired)]
+        for target in contrasts.names:
+            if target in acquired:
+                row.append("-")
+            else:
+                entry = codebook.lookup(target, acquired)
+                row.append(f"{ranks[target][entry]} {entry.source}")
+        used.append(row)
+    return f"""\
+Prior codebook of {contrasts.name}: {codebook.num_slices} training slices of {codebook.num_subjects} subjects, \
+encoder {codebook.encoder_source} ({codebook.encoder_fingerprint})
+
+{_in_columns(table)}
+won: the share of the slices in which it was the most similar; similarity: mean cosine; scale: σ, which the
+transformed source is multiplied by. An entry that is not listed is never used.
+
+Used, by which contrasts are acquired (left) and synthesised (top)
+{_in_columns(used)}"""
+
+
+def _in_columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     Demo(
         arguments.out,
+        arguments.dataset,
         arguments.subjects,
         arguments.spacing,
         arguments.iterations,
@@ -294,6 +260,9 @@ def _bench(arguments: argparse.Namespace) -> None:
     run_benchmarks(arguments.output, full=arguments.full)
     print((Path(arguments.output) / "results.md").read_text(encoding="utf-8"))
     print(f"Written to {arguments.output}/results.md and results.json")
+
+
+# What the arguments may be
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
@@ -311,48 +280,250 @@ def at_least(lowest: int) -> Callable[[str], int]:
     return whole_number
 
 
+def plain_name(text: str) -> str:
+    """A type for argparse: a name that a folder and a config can have."""
+    if not re.fullmatch(r"\w[\w.-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: give letters, digits, '_', '-' and '.'")
+    return text
+
+
+def key_and_value(text: str) -> tuple[str, str]:
+    """A type for argparse: ``KEY=VALUE``, as a pair."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: give KEY=VALUE, such as seed=7")
+    return key, value
+
+
+def grid(text: str) -> tuple[str, ...] | float:
+    """A type for argparse: names of contrasts, separated by commas, or a number of mm."""
+    try:
+        return float(text)
+    except ValueError:
+        return tuple(text.split(","))
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the defaults where there are any, and the example as it is typed."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; each subcommand's function is its ``command``."""
     parser = argparse.ArgumentParser(
-        prog="python -m apt_monai",
+        prog=PROGRAM,
         description="APT on MONAI: synthesis of missing brain-MR contrasts. Research software, not a medical device. "
-        "Training, inference and evaluation are commands of the bundle: python -m monai.bundle run, see the README.",
+        "train, synthesize and evaluate are commands of the bundle (python -m monai.bundle run): each is printed "
+        "before it runs.",
+        allow_abbrev=False,
     )
+    datasets, default = list(CONTRAST_SETS), PreprocessingSettings()
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
-    commands = parser.add_subparsers(dest="name", required=True)
 
-    def add(name: str, what: str, command: Any) -> argparse.ArgumentParser:
+    series = argparse.ArgumentParser(add_help=False)
+    series.add_argument(
+        "--series",
+        metavar="FILE",
+        help="for DICOM and other layouts than a folder a study or BIDS: a JSON file that says which series is which "
+        'contrast, such as {"MPRAGE*": "t1", "PD_T2*": {"pd": 1, "t2": 2}, "*localizer*": null}',
+    )
+
+    bundle = argparse.ArgumentParser(add_help=False)
+    bundle.add_argument(
+        "--gpus",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="how many GPUs of this machine share the work; without GPUs, processes",
+    )
+    bundle.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a config that is laid over the bundle's: one of its own by name (demo.yaml), or a path; repeatable",
+    )
+    bundle.add_argument(
+        "--set",
+        action="append",
+        type=key_and_value,
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a key of the bundle's config, such as seed=7; repeatable",
+    )
+
+    def add_to(commands: Any, name: str, what: str, command: Any, example: str, *parents: Any) -> Any:
         added = commands.add_parser(
-            name, help=what, description=what, parents=[common], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name,
+            help=what,
+            description=what,
+            epilog=f"example:\n  {PROGRAM} {example}",
+            parents=[*parents, common],
+            formatter_class=Help,
+            allow_abbrev=False,
         )
         added.set_defaults(command=command)
         return added
 
-    phantom = add("phantom", "write a dataset of digital phantoms, as NIfTI files in BraTS's format", _phantom)
+    commands = parser.add_subparsers(dest="name", required=True)
+    phantom = add_to(
+        commands, "phantom", "write digital phantoms, as the NIfTI files of a dataset", _phantom,
+        "phantom data --dataset brats --spacing 3",
+    )  # fmt: skip
     phantom.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
-    phantom.add_argument("--dataset", default=BRATS.name, choices=[BRATS.name], help="whose format and contrasts")
+    phantom.add_argument(
+        "--dataset",
+        default=BRATS.name,
+        choices=[*datasets, RAW],
+        help=f"whose format and contrasts; {RAW}: as a scanner gives them, to be preprocessed",
+    )
     phantom.add_argument("--subjects", type=at_least(1), default=20, metavar="N", help="how many, 1 or more")
     phantom.add_argument(
         "--seed", type=at_least(0), default=0, metavar="S", help="0 or above; the same seed, the same bytes"
     )
     phantom.add_argument(
-        "--spacing", type=float, default=1.0, metavar="MM", help="voxel edge in mm, at most 10; BraTS has 1"
+        "--spacing", type=float, default=1.0, metavar="MM", help="voxel edge in mm, at most 10; real studies have 1"
     )
 
-    demo = add("demo", "the whole method on phantoms: train, synthesise, evaluate, and show what comes out", _demo)
+    preprocess = add_to(
+        commands, "preprocess", "raw scans to skull-stripped volumes on one grid, as training and synthesis need them",
+        _preprocess, "preprocess raw preprocessed --workers 4", series,
+    )  # fmt: skip
+    preprocess.add_argument("raw", metavar="RAW", help="the folder of studies: a folder each, BIDS, or see --series")
+    preprocess.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
+    preprocess.add_argument("--dataset", default=ADNI.name, choices=datasets, help="whose contrasts")
+    preprocess.add_argument(
+        "--grid",
+        type=grid,
+        default=",".join(default.grid) if isinstance(default.grid, tuple) else default.grid,
+        metavar="CONTRASTS|MM",
+        help="the first of these contrasts that a study has gives the grid of all; or a voxel edge in mm. PD and T2 "
+        "share a grid, so by default two of ADNI's three contrasts keep their voxels and T1 becomes coarser; a finer "
+        "grid would invent two of three slices of PD and T2",
+    )
+    preprocess.add_argument(
+        "--mask",
+        default=default.mask,
+        metavar="{" + ",".join(MASK_TOOLS) + "}|PATH",
+        help="the brain mask: deepbet, a network for T1, nearest to the truth on the phantom (pip install "
+        "'apt_monai[preprocess]'); itk, filters that need no other package; or masks of your own, a path with "
+        "{subject} in it, such as masks/{subject}_mask.nii.gz",
+    )
+    preprocess.add_argument(
+        "--workers", type=at_least(1), default=1, metavar="N", help="studies at a time; each takes a core and 2 GB"
+    )
+
+    train = add_to(
+        commands, "train", "train on a dataset: the fusion module, the prior codebook, the diffusion model", _train,
+        "train data --dataset brats --model model --set encoder_source=FOLDER", series, bundle,
+    )  # fmt: skip
+    train.add_argument("data", metavar="DATA", help="the folder of studies, each with every contrast")
+    train.add_argument("--dataset", default=BRATS.name, choices=datasets, help="which bundle")
+    train.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="where the model goes; continued if interrupted (default: models/trained of the bundle)",
+    )
+    train.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="slices, checkpoints, TensorBoard's logs; can be deleted (default: work in --model's folder; without "
+        "--model, work of the bundle)",
+    )
+
+    synthesize = add_to(
+        commands, "synthesize", "write the contrasts that were not acquired, as NIfTI on the acquired grid",
+        _synthesize, "synthesize --t1 a.nii.gz --t2 b.nii.gz --out DIR", series, bundle,
+    )  # fmt: skip
+    synthesize.add_argument(
+        "data", metavar="DATA", nargs="?", help="a folder of studies that lack contrasts; or, for one patient:"
+    )
+    for name in _contrast_names():
+        synthesize.add_argument(
+            f"--{name}",
+            metavar="PATH",
+            help="a NIfTI file, or the folder of a DICOM series (FOLDER::echo=2 for its second echo)",
+        )
+    synthesize.add_argument(
+        "--subject", type=plain_name, default="study", metavar="NAME", help="what the one patient's volumes are called"
+    )
+    synthesize.add_argument(
+        "--dataset",
+        choices=datasets,
+        help=f"which bundle (default: the first of {', '.join(datasets)} that has the contrasts given)",
+    )
+    synthesize.add_argument(
+        "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
+    )
+
+    evaluate = add_to(
+        commands, "evaluate", "measure how well contrasts that were acquired are synthesised from the others",
+        _evaluate, "evaluate data --dataset brats --cases all --out eval", series, bundle,
+    )  # fmt: skip
+    evaluate.add_argument(
+        "data",
+        metavar="DATA",
+        help="the folder that the model was trained on, of which the test subjects of its split are used; of another "
+        "folder, all: --set 'split_file=$None'",
+    )
+    evaluate.add_argument("--dataset", default=BRATS.name, choices=datasets, help="which bundle")
+    evaluate.add_argument(
+        "--cases", choices=["all"], help="every subset of acquired contrasts (default: each contrast from all others)"
+    )
+    evaluate.add_argument(
+        "--out", type=Path, default=Path("eval"), metavar="DIR", help="the folder; continued if interrupted"
+    )
+    evaluate.add_argument(
+        "--work", type=Path, metavar="DIR", help="the slices; can be deleted (default: work of the bundle)"
+    )
+    for command in (synthesize, evaluate):
+        command.add_argument(
+            "--model",
+            type=Path,
+            metavar="DIR",
+            help="the trained model's folder (default: models/trained of the bundle, else the phantom weights that "
+            "come with it)",
+        )
+
+    codebook = commands.add_parser("codebook", help="show a prior codebook", description="show a prior codebook")
+    show = add_to(
+        codebook.add_subparsers(dest="codebook_command", required=True),
+        "show", "print which transform of which contrast each contrast is started from", _codebook_show,
+        "codebook show model --picture codebook.png",
+    )  # fmt: skip
+    show.add_argument("path", nargs="?", type=Path, metavar="PATH", help="a model's folder, or its codebook.json")
+    show.add_argument(
+        "--dataset", default=BRATS.name, choices=datasets, help="without PATH: whose bundle's model is shown"
+    )
+    show.add_argument("--picture", type=Path, metavar="FILE", help="draw it as well, such as codebook.png")
+
+    demo = add_to(
+        commands, "demo", "the whole method on phantoms: train, synthesise, evaluate, and show what comes out", _demo,
+        "demo demo",
+    )  # fmt: skip
     demo.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
+    demo.add_argument("--dataset", default=BRATS.name, choices=datasets, help="which bundle")
     demo.add_argument("--subjects", type=at_least(3), default=20, metavar="N", help="how many phantoms, 3 or more")
-    demo.add_argument("--spacing", type=float, default=3.0, metavar="MM", help="their voxel edge in mm, at most 10")
     demo.add_argument(
-        "--iterations", type=at_least(1), metavar="N", help="of the diffusion model's training; None: as demo.yaml says"
+        "--spacing", type=float, metavar="MM", help="their voxel edge in mm, at most 10 (default: as demo.yaml says)"
+    )
+    demo.add_argument(
+        "--iterations",
+        type=at_least(1),
+        metavar="N",
+        help="of the diffusion model's training (default: as demo.yaml says)",
     )
     demo.add_argument(
         "--unroll-iterations", type=at_least(0), default=10, metavar="N", help="of stage 2; the paper has 50"
     )
     demo.add_argument("--slices-per-subject", type=at_least(1), default=2, metavar="N", help="to evaluate")
 
-    bench = add("bench", "measure speed and memory against the published way", _bench)
+    bench = add_to(commands, "bench", "measure speed and memory against the published way", _bench, "bench")
     bench.add_argument("--full", action="store_true", help="the paper's numbers of steps: about an hour on two cores")
     bench.add_argument("--output", default="bench", metavar="DIR", help="where results.md and results.json go")
     return parser
@@ -365,20 +536,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process if None.
 
     Returns:
-        The exit status: 0; 2 after an error, which is one line on the standard error; 130 if interrupted.
+        The exit status: 0; 1 where studies of a cohort failed; 2 after an error, which is one line on the standard
+        error; 130 if interrupted; that of a bundle's command which failed.
     """
     arguments = build_parser().parse_args(argv)
     try:
-        arguments.command(arguments)
+        return arguments.command(arguments) or 0
     except KeyboardInterrupt:
         print("interrupted: the same command goes on where it stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, DemoError) as error:
+    except (ValueError, OSError, ImportError, BundleError) as error:
         if arguments.traceback:
             raise
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return error.status if isinstance(error, BundleError) else 2
 
 
 if __name__ == "__main__":

@@ -247,8 +247,8 @@ def build_codebook(
     """Build the codebook in one pass over the training slices, in memory that does not grow with their number.
 
     Args:
-        loader: (this rank's) batches of slice samples (``"image"``, ``"region"``, ``"subject"``; cached ``"features"`` spare encoding
-            the unchanged contrasts again).
+        loader: batches of slice samples (``"image"``, ``"region"``, ``"subject"``; cached ``"features"`` spare encoding
+            the unchanged contrasts again). With several ranks: this rank's.
         encoder: the vision encoder, with ``fingerprint`` and ``source``.
         contrasts: the contrast set.
         curves: Bézier curves by name; None: the unchanged image and the paper's four.

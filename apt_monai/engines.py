@@ -28,7 +28,7 @@ from apt_monai.networks.fusion import random_subsets
 class _Seeded:
     """Holds the generator of a prepare-batch, so that a checkpoint can resume its random numbers where they were.
 
-    Each rank draws the numbers of all ranks' samples and takes its own: they are those of one rank with the whole batch.
+    Each rank draws the numbers of all ranks' samples and takes its own, so that they are those that one rank draws.
     """
 
     def __init__(self, seed: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from monai.utils import set_determinism
-from tiny_bundle import files_of, run, write_untrained_model
+from tiny_bundle import ADNI_BUNDLE, files_of, run, write_untrained_model
 from tiny_studies import LPS, write_nifti, write_study
 
 from apt_monai.bundle import root_cause
@@ -135,6 +135,29 @@ def test_inference_names_the_bad_file(finished: Path, tmp_path: Path, case: str)
     # A bad file is found when its study comes: the ones before it are finished by then.
     done = ["a_good/a_good_t1_SYNTHETIC.json", "a_good/a_good_t1_SYNTHETIC.nii.gz"]
     assert files_of(out) == ([] if case in FOUND_BY_LISTING else done)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("t1", "pd"), r"002_S_0413_pd.nii.gz: shape \(12, 10, 6\) differs from .* register and resample them first"),
+        (("flair", "t2"), r"unknown contrast 'flair'; adni file names end in one of t1, t2, pd"),
+    ],
+    ids=["as scanned", "of BraTS"],
+)
+def test_adni_refuses_studies_that_are_not_as_preprocessing_writes_them(
+    tmp_path: Path, names: tuple[str, ...], message: str
+) -> None:
+    """A raw study cannot be used by mistake: T1 has a grid of its own."""
+    study = tmp_path / "dataset" / "002_S_0413"
+    write_study(study, names, SHAPE, seg=False)
+    if "t1" in names:
+        write_nifti(study / "002_S_0413_t1.nii.gz", np.ones((10, 10, 10), np.int16))
+    model, out = write_untrained_model(tmp_path / "model", ADNI_BUNDLE), tmp_path / "out"
+    places = {"dataset_dir": str(tmp_path / "dataset"), "model_dir": str(model), "output_dir": str(out)}
+    error = error_of("inference", "run", bundle=ADNI_BUNDLE, **places)
+    assert isinstance(error, StudyError) and re.search(message, str(error))
+    assert files_of(out) == []
 
 
 @pytest.mark.parametrize("case", ["no contrast at all", "truncated", "other affine"])

@@ -1,4 +1,8 @@
-"""The bundle with MONAI's own commands: training, inference and evaluation, each from its config."""
+"""The bundles with MONAI's own commands: training, inference and evaluation, each from its config.
+
+What a bundle states is checked of both; what costs time is run once, with apt_brats, as both have the same wiring
+(test_bundle_pair.py). apt_adni goes through it once in test_bundle_adni.py.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +27,23 @@ from ignite.engine import Events
 from monai.networks.nets import DiffusionModelUNet
 from monai.utils import set_determinism
 from tiny_bundle import (
-    BUNDLE,
-    CONFIGS,
+    ADNI_BUNDLE,
+    BRATS_BUNDLE,
+    BUNDLES,
     ROOT,
-    SETTINGS,
+    bundle_folder,
     command,
+    configs_of,
+    encoder_of,
     environment,
     files_of,
     run,
     run_command,
+    settings_of,
     workflow,
     write_untrained_model,
 )
 
-from apt_monai import __version__
 from apt_monai.contrasts import BRATS
 from apt_monai.data import read_studies
 from apt_monai.model_store import file_sha256, load_model_settings, load_weights
@@ -44,6 +51,8 @@ from apt_monai.networks import VisionEncoder
 
 MODEL = ["codebook.json", "codebook.png", "fusion.pt", "model.json", "model.pt", "split.json"]
 PHANTOM = "phantom/brats-10mm-seed0"
+
+of_both = pytest.mark.parametrize("bundle", BUNDLES)
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +221,8 @@ def test_inference_by_command_writes_what_is_absent_and_then_has_nothing_to_do(
             assert not volume[~brain].any()
             sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
             assert sidecar["synthetic"] is True
-            assert sidecar["bundle"] == "apt_brats" and sidecar["bundle_version"] == metadata()["version"]
+            assert sidecar["bundle"] == BRATS_BUNDLE
+            assert sidecar["bundle_version"] == metadata_of(BRATS_BUNDLE)["version"]
             assert sidecar["weights_sha256"] == file_sha256(trained / "model" / "model.pt")
             assert sidecar["codebook_sha256"] == file_sha256(trained / "model" / "codebook.json")
             assert sorted(sidecar["sources"]) == sorted(set(study) - {"subject"})
@@ -319,16 +329,17 @@ def test_required_properties_are_there(trained: Path, tmp_path: Path, config: st
     assert made.check_properties() == []
 
 
+@of_both
 @pytest.mark.parametrize(
     ("overlay", "n"), [("demo.yaml", 1), pytest.param(None, 4, marks=pytest.mark.slow)], ids=["demo", "paper"]
 )
-def test_the_network_has_the_shapes_that_the_metadata_states(overlay: str | None, n: int) -> None:
+def test_the_network_has_the_shapes_that_the_metadata_states(bundle: str, overlay: str | None, n: int) -> None:
     """The command itself cannot give tensors: see "MONAI commands" in the bundle's README."""
-    format_ = metadata()["network_data_format"]["inputs"]
+    format_ = metadata_of(bundle)["network_data_format"]["inputs"]
     monai.bundle.verify_net_in_out(
         net_id="network_def",
-        meta_file=str(CONFIGS / "metadata.json"),
-        config_file=[str(CONFIGS / name) for name in ("train.yaml", overlay) if name],
+        meta_file=str(configs_of(bundle) / "metadata.json"),
+        config_file=[str(configs_of(bundle) / name) for name in ("train.yaml", overlay) if name],
         device="cpu",
         n=n,
         extra_forward_args={
@@ -356,12 +367,12 @@ def test_the_network_can_be_exported(tmp_path: Path) -> None:
             assert torch.allclose(exported(images, timesteps, context), expected, atol=1e-5)
 
 
-def metadata() -> dict[str, Any]:
-    return json.loads((CONFIGS / "metadata.json").read_text())
+def metadata_of(bundle: str) -> dict[str, Any]:
+    return json.loads((configs_of(bundle) / "metadata.json").read_text())
 
 
-def config_of(name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONFIGS / name).read_text())
+def config_of(bundle: str, name: str) -> dict[str, Any]:
+    return yaml.safe_load((configs_of(bundle) / name).read_text())
 
 
 def targets_in(config: Any) -> Iterator[str]:
@@ -374,63 +385,81 @@ def targets_in(config: Any) -> Iterator[str]:
             yield from targets_in(value)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_components_are_those_of_monai_torch_ignite_or_apt_monai(path: Path) -> None:
+@of_both
+def test_components_are_those_of_monai_torch_ignite_or_apt_monai(bundle: str) -> None:
     locator = monai.bundle.ComponentLocator()
-    for target in targets_in(config_of(path.name)):
-        name = target if "." in target else locator.get_component_module_name(target)
-        assert str(name).split(".")[0] in ("monai", "torch", "ignite", "apt_monai"), target
+    for path in sorted(configs_of(bundle).glob("*.yaml")):
+        for target in targets_in(config_of(bundle, path.name)):
+            name = target if "." in target else locator.get_component_module_name(target)
+            assert str(name).split(".")[0] in ("monai", "torch", "ignite", "apt_monai"), f"{path}: {target}"
 
 
-def test_the_demo_only_changes_what_the_training_has() -> None:
-    demo, training = config_of("demo.yaml"), config_of("train.yaml")
+@of_both
+def test_the_demo_only_changes_what_the_training_has(bundle: str) -> None:
+    demo, training = config_of(bundle, "demo.yaml"), config_of(bundle, "train.yaml")
     assert set(demo) <= set(training)
     assert set(demo["network_settings"]) == set(training["network_settings"])
     parts = ("network", "inferer", "train", "validate", "mif", "codebook", "diffusion", "training")
     assert not set(demo) & set(parts)
 
 
-def test_training_has_the_papers_numbers() -> None:
-    """Section 4.1."""
-    training = config_of("train.yaml")
+# Sections 3.4 and 4.1; the sampling is M, S, t of stage 2, N and alpha
+PAPER: dict[str, dict[str, Any]] = {
+    BRATS_BUNDLE: {"iterations": 250000, "test_subjects": 50, "slices": 200, "sampling": (400, 20, 40, 50, 20)},
+    ADNI_BUNDLE: {"iterations": 350000, "test_subjects": 30, "slices": 150, "sampling": (200, 20, 20, 50, 50)},
+}
+SAMPLING = ("start_step", "sampling_steps", "unroll_step", "unroll_iterations", "guidance_scale")
+
+
+@of_both
+def test_training_has_the_papers_numbers(bundle: str) -> None:
+    training = config_of(bundle, "train.yaml")
     paper = {
+        "contrasts": BUNDLES[bundle].name,
         "image_size": 256,
         "train_fraction": 0.8,
-        "test_subjects": 50,
+        "test_subjects": PAPER[bundle]["test_subjects"],
         "mif_epochs": 500,
         "mif_batch_size": 512,
-        "iterations": 250000,
+        "iterations": PAPER[bundle]["iterations"],
         "batch_size": 16,
         "learning_rate": 1e-4,
+        "sampling": dict(zip(SAMPLING[:-1], PAPER[bundle]["sampling"], strict=False)),
     }
     assert {key: training[key] for key in paper} == paper
     assert training["scheduler_settings"]["schedule"] == "cosine"
     assert training["scheduler_settings"]["num_train_timesteps"] == 1000
-    sampling = {"start_step": 400, "sampling_steps": 20, "unroll_step": 40, "unroll_iterations": 50}
-    assert training["sampling"] == sampling
+    network = training["network_settings"]
+    assert network["in_channels"] == network["out_channels"] == len(BUNDLES[bundle])
 
 
-def test_inference_and_evaluation_sample_alike() -> None:
-    assert config_of("inference.yaml")["sampling"] == config_of("evaluate.yaml")["sampling"]
+@of_both
+def test_inference_and_evaluation_sample_as_the_paper_does(bundle: str) -> None:
+    inference, evaluation = config_of(bundle, "inference.yaml"), config_of(bundle, "evaluate.yaml")
+    assert inference["sampling"] == evaluation["sampling"]
+    assert tuple(inference["sampling"][key] for key in SAMPLING) == PAPER[bundle]["sampling"]
+    assert evaluation["slices_per_subject"] * PAPER[bundle]["test_subjects"] == PAPER[bundle]["slices"]
 
 
-def test_the_test_sizes_change_only_what_the_configs_have() -> None:
+@of_both
+def test_the_test_sizes_change_only_what_the_configs_have(bundle: str) -> None:
     """An override with a wrong name would add a key that nothing reads."""
-    for name, settings in SETTINGS.items():
-        config = config_of(f"{name}.yaml")
-        for key in settings:
+    for name in ("train", "inference", "evaluate"):
+        config = config_of(bundle, f"{name}.yaml")
+        for key in settings_of(name, bundle):
             part = config
             for word in key.split("#"):
                 assert word in part, f"{name}.yaml has no {key}"
                 part = part[word]
 
 
-def test_metadata_has_what_the_bundle_specification_asks_for() -> None:
+@of_both
+def test_metadata_has_what_the_bundle_specification_asks_for(bundle: str) -> None:
     """MONAI's own check fetches its schema from the network: these are the rules of its specification."""
-    content = metadata()
+    content, labels = metadata_of(bundle), BUNDLES[bundle].labels
     asked = "version monai_version pytorch_version numpy_version required_packages_version task description authors"
     assert [key for key in [*asked.split(), "copyright", "network_data_format"] if key not in content] == []
-    assert content["name"] == BUNDLE.name
+    assert content["name"] == bundle
     assert content["version"] in content["changelog"]
     tensors = content["network_data_format"]["inputs"] | content["network_data_format"]["outputs"]
     assert set(tensors) == {"image", "timesteps", "context", "pred"}
@@ -439,18 +468,22 @@ def test_metadata_has_what_the_bundle_specification_asks_for() -> None:
         assert [key for key in asked.split() if key not in tensor] == [], name
         assert list(tensor["channel_def"]) == [str(i) for i in range(tensor["num_channels"])], name
         assert getattr(torch, tensor["dtype"]).is_floating_point == (name != "timesteps")
-    assert tuple(tensors["image"]["channel_def"].values()) == BRATS.labels
-    training = config_of("train.yaml")
+    assert tuple(tensors["image"]["channel_def"].values()) == labels
+    assert tuple(tensors["pred"]["channel_def"].values()) == tuple(f"noise of {label}" for label in labels)
+    assert all(label in content["task"] for label in labels)
+    training = config_of(bundle, "train.yaml")
     assert tensors["timesteps"]["value_range"] == [0, training["scheduler_settings"]["num_train_timesteps"] - 1]
     assert tensors["context"]["spatial_shape"] == [training["network_settings"]["cross_attention_dim"]]
 
 
-def test_the_bundle_has_its_licences() -> None:
-    assert (BUNDLE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-    assert "MNI" in (BUNDLE / "docs" / "data_license.txt").read_text()
+@of_both
+def test_the_bundle_has_its_licences(bundle: str) -> None:
+    assert (bundle_folder(bundle) / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    data_licence = (bundle_folder(bundle) / "docs" / "data_license.txt").read_text()
+    assert "MNI" in data_licence and f"Data licences of the bundle {bundle}\n" in data_licence
 
 
-def test_the_bundles_encoder_is_the_untrained_one() -> None:
+@of_both
+def test_the_bundles_encoder_is_the_untrained_one(bundle: str) -> None:
     """BiomedCLIP's weights are not ours to ship."""
-    assert VisionEncoder(str(BUNDLE / "models" / "vision_encoder")).untrained
-    assert __version__  # the package that the bundle needs
+    assert VisionEncoder(encoder_of(bundle)).untrained

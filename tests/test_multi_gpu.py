@@ -14,15 +14,15 @@ from typing import Any
 
 import ignite.distributed as idist
 import pytest
+import tiny_bundle
 import torch
 from monai.networks.schedulers import DDPMScheduler
+from tiny_bundle import BUNDLE, ROOT, command, environment
 
-import tiny_bundle
 from apt_monai import distributed
 from apt_monai.data.phantom import write_phantom_dataset
 from apt_monai.engines import ContextPrepareBatch, FusionPrepareBatch
 from apt_monai.networks import MutualInformationFusion
-from tiny_bundle import BUNDLE, ROOT, command, environment
 
 OVERLAY = [str(BUNDLE / "configs" / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
 
@@ -37,7 +37,10 @@ def rank_1_of_2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _batch(rows: slice = slice(None)) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(3)
-    batch = {"image": torch.rand(6, 4, 8, 8, generator=generator), "features": torch.rand(6, 4, 16, generator=generator)}
+    batch = {
+        "image": torch.rand(6, 4, 8, 8, generator=generator),
+        "features": torch.rand(6, 4, 16, generator=generator),
+    }
     return {key: value[rows] for key, value in batch.items()} | {"subject": [f"s{i}" for i in range(6)][rows]}
 
 
@@ -123,8 +126,8 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[P
     """What one process trains, the whole of it in this one."""
     folder = tmp_path_factory.mktemp("one")
     with torch.random.fork_rng():
-        options = train_options(folder, data)
-        tiny_bundle.run("train", "training", **{key: str(value) for key, value in options.items() if key != "config_file"})
+        options = {key: str(value) for key, value in train_options(folder, data).items() if key != "config_file"}
+        tiny_bundle.run("train", "training", **options)
     yield folder
 
 
@@ -152,9 +155,8 @@ def test_two_ranks_write_the_volumes_and_the_table_that_one_writes(one_rank: Pat
             tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
     assert tables[0] == tables[1] and len(tables[0]) == 3 * 2 * 3 * 3  # methods, slices, studies, targets
 
-    for subject, absent in zip(sorted(path for path in studies.iterdir() if path.is_dir()), ("t1", "t2", "flair")):
-        if not subject.name.startswith("."):
-            next(subject.glob(f"*_{absent}.nii.gz")).unlink()
+    for subject, absent in zip(sorted(studies.glob("BraTS*")), ("t1", "t2", "flair"), strict=True):
+        next(subject.glob(f"*_{absent}.nii.gz")).unlink()
     for name, start in (("one", command), ("two", torchrun)):
         status, output = finish(start("inference", "run", output_dir=tmp_path / name / "out", **common))
         assert status == 0, output

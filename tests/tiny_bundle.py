@@ -1,4 +1,7 @@
-"""The bundle at a size for tests: its settings, its commands, and a model that nobody trained."""
+"""The bundles at a size for tests: their settings, their commands, and a model that nobody trained.
+
+Every function takes the bundle by name, ``bundle="apt_adni"``; without one it is ``apt_brats``.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,16 @@ from monai.bundle import ConfigWorkflow
 from monai.networks.nets import DiffusionModelUNet
 
 from apt_monai.codebook import CodebookEntry, PriorCodebook
-from apt_monai.contrasts import BRATS
+from apt_monai.contrasts import ADNI, BRATS, ContrastSet
 from apt_monai.model_store import load_model_settings, save_model_settings, save_weights
 from apt_monai.networks import MutualInformationFusion, VisionEncoder
 from apt_monai.transforms.bezier import BEZIER_CURVES
 
 ROOT = Path(__file__).resolve().parent.parent
-BUNDLE = ROOT / "bundles" / "apt_brats"
-CONFIGS = BUNDLE / "configs"
-ENCODER = str(BUNDLE / "models" / "vision_encoder")
+BRATS_BUNDLE, ADNI_BUNDLE = "apt_brats", "apt_adni"
+BUNDLES: dict[str, ContrastSet] = {BRATS_BUNDLE: BRATS, ADNI_BUNDLE: ADNI}
+#: The width of the phantoms' slices at 10 mm, so that nothing is resampled
+IMAGE_SIZES = {BRATS_BUNDLE: 24, ADNI_BUNDLE: 26}
 
 NETWORK: dict[str, Any] = {
     "channels": [8, 8],
@@ -32,51 +36,69 @@ NETWORK: dict[str, Any] = {
     "norm_num_groups": 4,
 }
 SAMPLING = {"start_step": 20, "sampling_steps": 2, "unroll_step": 10, "unroll_iterations": 1}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "train": {
-        "device": "cpu",
-        "encoder_source": ENCODER,
-        "image_size": 24,  # the phantom's own grid
-        "num_workers": 0,
-        "phantom_subjects": 5,
-        "phantom_spacing": 10,
-        "mif_epochs": 2,
-        "iterations": 6,  # three epochs
-        **{f"network_settings#{key}": value for key, value in NETWORK.items()},
-        **{f"sampling#{key}": value for key, value in SAMPLING.items()},
-    },
-    "inference": {
-        "device": "cpu",
-        "phantom_subjects": 2,
-        "phantom_spacing": 10,
-        **{f"sampling#{key}": value for key, value in SAMPLING.items()},
-    },
-}
-SETTINGS["evaluate"] = SETTINGS["inference"] | {"slices_per_subject": 2}
 
 
-def workflow(config: str, run_id: str, **overrides: Any) -> ConfigWorkflow:
+def bundle_folder(bundle: str = BRATS_BUNDLE) -> Path:
+    return ROOT / "bundles" / bundle
+
+
+def configs_of(bundle: str = BRATS_BUNDLE) -> Path:
+    return bundle_folder(bundle) / "configs"
+
+
+def encoder_of(bundle: str = BRATS_BUNDLE) -> str:
+    return str(bundle_folder(bundle) / "models" / "vision_encoder")
+
+
+CONFIGS = configs_of()
+
+
+def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
+    """What takes the place of a config's values."""
+    common: dict[str, Any] = {
+        "device": "cpu",
+        "phantom_spacing": 10,
+        **{f"sampling#{key}": value for key, value in SAMPLING.items()},
+    }
+    if config == "train":
+        return common | {
+            "encoder_source": encoder_of(bundle),
+            "image_size": IMAGE_SIZES[bundle],
+            "num_workers": 0,
+            "phantom_subjects": 5,
+            "mif_epochs": 2,
+            "iterations": 6,  # three epochs
+            **{f"network_settings#{key}": value for key, value in NETWORK.items()},
+        }
+    return common | {"phantom_subjects": 2} | ({"slices_per_subject": 2} if config == "evaluate" else {})
+
+
+BUNDLE, ENCODER = bundle_folder(), encoder_of()
+SETTINGS = {config: settings_of(config) for config in ("train", "inference", "evaluate")}
+
+
+def workflow(config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any) -> ConfigWorkflow:
     """What ``python -m monai.bundle run RUN_ID --config_file CONFIG.yaml`` makes, in this process."""
     return ConfigWorkflow(
-        config_file=str(CONFIGS / f"{config}.yaml"),
+        config_file=str(configs_of(bundle) / f"{config}.yaml"),
         logging_file=False,
         run_id=run_id,
         workflow_type="train" if config == "train" else "infer",
-        **{**SETTINGS[config], **overrides},
+        **{**settings_of(config, bundle), **overrides},
     )
 
 
-def run(config: str, run_id: str, **overrides: Any) -> None:
+def run(config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any) -> None:
     """A run id from beginning to end, in this process."""
-    made = workflow(config, run_id, **overrides)
+    made = workflow(config, run_id, bundle, **overrides)
     made.initialize()
     made.run()
     made.finalize()
 
 
-def command(config: str, run_id: str, **overrides: Any) -> list[str]:
+def command(config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any) -> list[str]:
     """The same as a command."""
-    options = {"config_file": CONFIGS / f"{config}.yaml", **SETTINGS[config], **overrides}
+    options = {"config_file": configs_of(bundle) / f"{config}.yaml", **settings_of(config, bundle), **overrides}
     words = itertools.chain.from_iterable((f"--{key}", str(value)) for key, value in options.items())
     return [sys.executable, "-m", "monai.bundle", "run", run_id, *words]
 
@@ -86,10 +108,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def run_command(config: str, run_id: str, **overrides: Any) -> subprocess.CompletedProcess[str]:
+def run_command(
+    config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any
+) -> subprocess.CompletedProcess[str]:
     """Run the command in the repository; standard output and error come together."""
     return subprocess.run(
-        command(config, run_id, **overrides),
+        command(config, run_id, bundle, **overrides),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -99,13 +123,15 @@ def run_command(config: str, run_id: str, **overrides: Any) -> subprocess.Comple
     )
 
 
-def write_untrained_model(folder: Path) -> Path:
+def write_untrained_model(folder: Path, bundle: str = BRATS_BUNDLE) -> Path:
     """A finished model folder whose weights are random."""
-    network = {"spatial_dims": 2, "in_channels": 4, "out_channels": 4, "with_conditioning": True} | NETWORK
+    contrasts, source = BUNDLES[bundle], encoder_of(bundle)
+    channels = {"in_channels": len(contrasts), "out_channels": len(contrasts)}
+    network = {"spatial_dims": 2, "with_conditioning": True} | channels | NETWORK
     settings = {
-        "contrasts": "brats",
+        "contrasts": contrasts.name,
         "image_size": 16,
-        "encoder_source": ENCODER,
+        "encoder_source": source,
         "fusion": {"embed_dim": 512, "num_heads": 8, "mlp_ratio": 1, "out_dim": 8},
         "network": network | {"cross_attention_dim": 8},
         "scheduler": {"num_train_timesteps": 1000, "schedule": "cosine", "prediction_type": "epsilon"},
@@ -118,15 +144,16 @@ def write_untrained_model(folder: Path) -> Path:
         save_weights(MutualInformationFusion(**settings["fusion"]), folder / "fusion.pt")
     entries = {
         target: [
-            CodebookEntry(source, curve, count=1, similarity=0.5, scale=1.0)
-            for source in BRATS.names
+            CodebookEntry(other, curve, count=1, similarity=0.5, scale=1.0)
+            for other in contrasts.names
             for curve in BEZIER_CURVES
-            if source != target
+            if other != target
         ]
-        for target in BRATS.names
+        for target in contrasts.names
     }
-    encoder = VisionEncoder(ENCODER)
-    PriorCodebook(BRATS, entries, BEZIER_CURVES, encoder.fingerprint, ENCODER, "", 1, 1).save(folder / "codebook.json")
+    encoder = VisionEncoder(source)
+    codebook = PriorCodebook(contrasts, entries, BEZIER_CURVES, encoder.fingerprint, source, "", 1, 1)
+    codebook.save(folder / "codebook.json")
     return folder
 
 
