@@ -31,8 +31,10 @@ from tqdm import tqdm
 
 import apt_monai
 from apt_monai.contrasts import ContrastSet, get_contrast_set
+from apt_monai.data.writers import check_writable
 from apt_monai.distributed import gather, is_lead, lead_first
 from apt_monai.metrics import psnr, ssim
+from apt_monai.model_store import complete_file
 from apt_monai.visualize import SynthesisRow, draw_synthesis
 
 logger = logging.getLogger(__name__)
@@ -229,7 +231,8 @@ def evaluate_methods(
     if not is_lead():
         return Results(rows, aggregate, seconds, markdown, files + pictures)
     _write_rows(folder / "results.csv", rows)
-    _write(folder / "results.md", markdown)
+    with complete_file(folder / "results.md") as partial:
+        partial.write_text(markdown, encoding="utf-8")
     content = {
         "settings_sha256": _sha256(settings),
         "settings": settings,
@@ -538,12 +541,10 @@ def _resume(folder: Path, settings: Mapping[str, Any], contrasts: ContrastSet) -
             return rows
         logger.warning("%s: holds an evaluation of other methods, slices or cases; starting anew", folder)
     pictures = [_picture_name(acquired) for acquired in contrasts.subsets()]
-    try:
-        # The old rows go first: a record of new settings beside old rows would pass for a run to be resumed.
-        for name in ("results.csv", "results.md", "results.json", *pictures):
-            (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise _not_written(folder, error) from error
+    check_writable(folder)
+    # The old rows go first: a record of new settings beside old rows would pass for a run to be resumed.
+    for name in ("results.csv", "results.md", "results.json", *pictures):
+        (folder / name).unlink(missing_ok=True)
     content = {"settings_sha256": digest, "settings": settings, "complete": False}
     _write_record(folder, content)
     return []
@@ -554,7 +555,8 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in dataclasses.fields(Row))
     writer.writerows(dataclasses.astuple(row) for row in rows)
-    _write(path, text.getvalue())
+    with complete_file(path) as partial:
+        partial.write_text(text.getvalue(), encoding="utf-8")
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -570,23 +572,8 @@ def _read_rows(path: Path) -> list[Row]:
 
 def _write_record(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(_jsonable(content), indent=1, ensure_ascii=False, allow_nan=False)
-    _write(folder / "results.json", text + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then give it its own."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _not_written(path.parent, error) from error
-
-
-def _not_written(folder: Path, error: OSError) -> OSError:
-    return OSError(f"{folder}: the results cannot be written ({error}); free space there or choose another folder")
+    with complete_file(folder / "results.json") as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _describe(value: Any) -> Any:

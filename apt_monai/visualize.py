@@ -6,7 +6,6 @@ the word SYNTHETIC.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.metrics import psnr
+from apt_monai.model_store import complete_file
 
 Slice = NDArray[np.float32]
 
@@ -365,18 +365,9 @@ def _brain_box(images: Sequence[NDArray[Any]]) -> tuple[slice, slice]:
 
 
 def _save(figure: Figure, path: str | Path) -> Path:
-    """Write the picture under a temporary name, then give it its own."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(temporary, dpi=130, facecolor=figure.get_facecolor())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path}: cannot write the picture ({error}); free space or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    with complete_file(path) as partial:
+        figure.savefig(partial, dpi=130, facecolor=figure.get_facecolor())
+    return Path(path)
 
 
 class SynthesisPicture:

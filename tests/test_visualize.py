@@ -186,7 +186,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)
-    with pytest.raises(OSError, match="panel.png: cannot write the picture"):
+    with pytest.raises(OSError, match="cannot write panel.png in the folder"):
         draw_synthesis(tmp_path / "panel.png", [make_row()], "title")
     assert not list(tmp_path.iterdir())
 
