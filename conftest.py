@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from monai.utils import set_determinism
 
 # Set before any test module imports huggingface_hub, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -36,3 +38,12 @@ def _examples_write_elsewhere(request: pytest.FixtureRequest, monkeypatch: pytes
     if isinstance(request.node, pytest.DoctestItem):
         folder: Path = request.getfixturevalue("tmp_path")
         monkeypatch.chdir(folder)
+
+
+@pytest.fixture(autouse=True)
+def _global_randomness_is_put_back() -> Iterator[None]:
+    """A bundle's workflow seeds the global generator; the next test must not see that."""
+    state = torch.get_rng_state()
+    yield
+    set_determinism(None)
+    torch.set_rng_state(state)

@@ -152,27 +152,33 @@ def save_model_settings(model_dir: str | Path, settings: Mapping[str, Any]) -> N
             partial.write_text(text + "\n", encoding="utf-8")
 
 
-def load_model_settings(model_dir: str | Path) -> dict[str, Any]:
+def load_model_settings(model_dir: str | Path, contrasts: str | None = None) -> dict[str, Any]:
     """Read a model folder's ``model.json``.
 
     Args:
         model_dir: the model folder.
+        contrasts: the contrast set that the model must be of; None: any.
 
     Returns:
         The settings as :func:`save_model_settings` was given them; an ``"encoder_source"`` inside the model folder is
         an absolute path.
 
     Raises:
-        ModelError: the file is missing, or is not a JSON object.
+        ModelError: the file is missing, or is not a JSON object, or the model is of other contrasts.
 
     Example::
 
         >>> save_model_settings("model", {"contrasts": "brats", "image_size": 64})
-        >>> load_model_settings("model")["image_size"]
+        >>> load_model_settings("model", contrasts="brats")["image_size"]
         64
     """
     model_dir = Path(model_dir)
     settings = _read_settings(model_dir / "model.json")
+    if contrasts is not None and settings.get("contrasts") != contrasts:
+        raise ModelError(
+            f"{model_dir / 'model.json'}: is a model of {settings.get('contrasts')!r}, and this bundle is for "
+            f"{contrasts!r}; give a model of this bundle's training, or use the other bundle"
+        )
     source = settings.get("encoder_source")
     if isinstance(source, str) and (model_dir / source).is_dir():
         settings["encoder_source"] = str((model_dir / source).resolve())

@@ -6,15 +6,13 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
-from monai.utils import set_determinism
 from tiny_bundle import ADNI_BUNDLE, files_of, run, write_untrained_model
 from tiny_studies import LPS, write_nifti, write_study
 
@@ -23,14 +21,6 @@ from apt_monai.contrasts import BRATS
 from apt_monai.transforms import StudyError
 
 SHAPE = (12, 10, 6)
-
-
-@pytest.fixture(autouse=True)
-def _global_randomness_is_put_back() -> Iterator[None]:
-    state = torch.get_rng_state()
-    yield
-    set_determinism(None)
-    torch.set_rng_state(state)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +198,14 @@ def test_studies_in_which_nothing_is_missing_are_refused(finished: Path, tmp_pat
     write_study(tmp_path / "dataset" / "a", shape=SHAPE)
     places = {"dataset_dir": str(tmp_path / "dataset"), "model_dir": str(finished), "output_dir": str(tmp_path / "out")}
     assert "nothing to synthesise" in str(error_of("inference", "run", **places))
+    assert files_of(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("config", ["inference", "evaluate"])
+def test_a_model_of_other_contrasts_is_refused(tmp_path: Path, config: str) -> None:
+    model = write_untrained_model(tmp_path / "model", ADNI_BUNDLE)
+    error = error_of(config, "run", model_dir=str(model), output_dir=str(tmp_path / "out"))
+    assert str(error).startswith(f"{model / 'model.json'}: is a model of 'adni', and this bundle is for 'brats'")
     assert files_of(tmp_path / "out") == []
 
 

@@ -152,7 +152,7 @@ def module_owners() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("apt_monai", ("phantom", "preprocess")), ("tests", ("phantom", "test"))]
+    ("folder", "extras"), [("apt_monai", ("phantom", "preprocess")), ("tests", ("phantom", "test", "onnx", "tracking"))]
 )
 def test_every_package_that_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     owners = module_owners()

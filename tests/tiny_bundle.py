@@ -50,7 +50,7 @@ def encoder_of(bundle: str = BRATS_BUNDLE) -> str:
     return str(bundle_folder(bundle) / "models" / "vision_encoder")
 
 
-CONFIGS = configs_of()
+BUNDLE, CONFIGS = bundle_folder(), configs_of()
 
 
 def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
@@ -71,10 +71,6 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
             **{f"network_settings#{key}": value for key, value in NETWORK.items()},
         }
     return common | {"phantom_subjects": 2} | ({"slices_per_subject": 2} if config == "evaluate" else {})
-
-
-BUNDLE, ENCODER = bundle_folder(), encoder_of()
-SETTINGS = {config: settings_of(config) for config in ("train", "inference", "evaluate")}
 
 
 def workflow(config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any) -> ConfigWorkflow:

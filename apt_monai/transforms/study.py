@@ -100,7 +100,7 @@ def _check_same_grid(
     if volume.shape != first.shape:
         raise StudyError(
             f"{path}: shape {volume.shape} differs from {first.shape} of {first_path}; "
-            "all files of a study must be on one grid: register and resample them first"
+            "all files of a study must be on one grid: register and resample them first (`python -m apt_monai preprocess`)"
         )
     corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in volume.shape))]).T  # 4×8
     apart = np.linalg.norm((affine - first_affine) @ corners, axis=0).max()
@@ -108,7 +108,7 @@ def _check_same_grid(
         raise StudyError(
             f"{path}: the affine differs from that of {first_path} by up to {apart:.3g} mm "
             f"(at most {AFFINE_TOLERANCE_MM} mm); all files of a study must be on one grid: "
-            "register and resample them first"
+            "register and resample them first (`python -m apt_monai preprocess`)"
         )
 
 
