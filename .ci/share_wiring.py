@@ -2,8 +2,8 @@
 
 A MONAI bundle is self-contained, so what is the same in all of them is in each; apt_brats's is the source. Shared are,
 but for the bundle's name in them: the end of train, inference and evaluate.yaml, from the line ``# --- from here on``
-(above it are the values in which datasets differ), all other configs but those in OWN, the licence and the untrained
-encoder. tests/test_bundle_pair.py says where they differ.
+(above it are the values in which datasets differ), all other configs but those in OWN, the licence, the page on
+MONAI's commands and the untrained encoder. tests/test_bundle_pair.py says where they differ.
 
 Plain standard library.
 """
@@ -17,7 +17,7 @@ BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 SOURCE = "apt_brats"
 MARKER = b"\n# --- from here on"
 SHARED_FROM_MARKER = ("configs/train.yaml", "configs/inference.yaml", "configs/evaluate.yaml")
-SHARED_WHOLE = ("LICENSE", "configs/*.*", "models/vision_encoder/*.*")
+SHARED_WHOLE = ("LICENSE", "configs/*.*", "docs/monai_commands.md", "models/vision_encoder/*.*")
 OWN = ("configs/metadata.json", "configs/demo.yaml", "configs/infer.json")
 HOW = f"make the change in {SOURCE}, then `make bundles`"
 

@@ -12,7 +12,7 @@ import ignite.distributed as idist
 import torch
 from ignite.metrics import Metric
 from monai.data import MetaTensor
-from monai.engines import DiffusionPrepareBatch, Evaluator, PrepareBatch
+from monai.engines import DiffusionPrepareBatch, Evaluator, PrepareBatch, SupervisedEvaluator
 from monai.networks.schedulers import DDPMScheduler
 from monai.transforms import Transform
 from tqdm import tqdm
@@ -163,7 +163,7 @@ def to_device(batch: Mapping[str, Any], device: str | torch.device) -> dict[str,
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
-class SynthesisEvaluator(Evaluator):
+class SynthesisEvaluator(SupervisedEvaluator):
     """Validation: synthesises each contrast of each slice from the other C - 1.
 
     ``engine.state.output`` is ``{"image": acquired, "synthesised", "prior"}``, each ``(B, C, H, W)`` in [-1, 1], where
@@ -188,8 +188,9 @@ class SynthesisEvaluator(Evaluator):
         val_handlers: Sequence | None = None,
     ) -> None:
         super().__init__(
-            device=device,
+            device=torch.device(device),
             val_data_loader=val_data_loader,
+            network=synthesizer.network,  # MONAI's federated client puts the global weights into it
             key_val_metric=key_val_metric,
             val_handlers=val_handlers,
             decollate=False,

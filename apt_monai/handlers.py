@@ -214,8 +214,10 @@ class TrainingProgress:
 
     def update(self, engine: Engine) -> None:
         """One iteration on."""
-        assert self.bar is not None and isinstance(engine.state.output, dict)
-        loss = engine.state.output["loss"].detach()
+        output = engine.state.output
+        assert self.bar is not None and isinstance(output, dict | list)
+        first = output[0] if isinstance(output, list) else output  # a list of the samples' where the trainer decollates
+        loss = torch.as_tensor(first["loss"]).detach()
         self.mean = loss if self.mean is None else 0.98 * self.mean + 0.02 * loss
         if self.bar.n % 20 == 0:
             self.bar.set_postfix(loss=f"{float(self.mean):.4f}", refresh=False)

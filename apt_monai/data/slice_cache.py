@@ -274,7 +274,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
     and, with an encoder, ``"features"``: ``(C, D)`` float32. Samples are plain tensors.
 
     Args:
-        studies: the data list.
+        data: the studies, a data list.
         cache: the cache that was prepared for them.
         encoder_fingerprint: the encoder whose features the samples carry; None: no features.
         slices_per_subject: so many slices of each study, spread over its brain: one at random from each of as many
@@ -300,7 +300,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        studies: Sequence[Mapping[str, str]],
+        data: Sequence[Mapping[str, str]],
         cache: SliceCache,
         encoder_fingerprint: str | None = None,
         slices_per_subject: int | None = None,
@@ -309,7 +309,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if slices_per_subject is not None and slices_per_subject < 1:
             raise ValueError(f"slices_per_subject={slices_per_subject}: must be at least 1, or None for every slice")
         self.encoder_fingerprint = encoder_fingerprint
-        self.studies = [cache.open(study) for study in studies]
+        self.studies = [cache.open(study) for study in data]
         self.index: list[tuple[int, int]] = []  # of each sample: the study, the row in its entry
         for i, study in enumerate(self.studies):
             if encoder_fingerprint is not None and study.features(encoder_fingerprint) is None:
@@ -346,7 +346,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     slice with four contrasts and D = 512, 1.6 GB for the whole of BraTS.
 
     Args:
-        studies: the data list.
+        data: the studies, a data list.
         cache: the cache that was prepared for them.
         encoder_fingerprint: the encoder whose features the samples carry.
 
@@ -354,8 +354,8 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         FileNotFoundError: a study is not in the cache, or its features are not.
     """
 
-    def __init__(self, studies: Sequence[Mapping[str, str]], cache: SliceCache, encoder_fingerprint: str) -> None:
-        slices = SliceDataset(studies, cache, encoder_fingerprint)
+    def __init__(self, data: Sequence[Mapping[str, str]], cache: SliceCache, encoder_fingerprint: str) -> None:
+        slices = SliceDataset(data, cache, encoder_fingerprint)
         self.samples = [(study.subject, int(index)) for study in slices.studies for index in study.slices]
         self.features = torch.cat([_features(study, encoder_fingerprint) for study in slices.studies])  # (slices, C, D)
 
