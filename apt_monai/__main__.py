@@ -28,7 +28,7 @@ from apt_monai.data.phantom import write_phantom_dataset
 from apt_monai.data.preprocessing import MASK_TOOLS, PreprocessingSettings, preprocess_cohort
 from apt_monai.demo import Demo
 from apt_monai.launch import BundleError, config_files, run_bundle
-from apt_monai.model_store import find_bundle_root, find_model_dir
+from apt_monai.model_store import find_bundle_root, find_model_dir, load_model_settings
 from apt_monai.profiling import run_benchmarks
 from apt_monai.transforms import LoadStudyd
 from apt_monai.visualize import draw_codebook
@@ -82,8 +82,7 @@ def _synthesize(arguments: argparse.Namespace) -> None:
             "give either DATA, a folder of studies, or one patient's files: "
             + ", ".join(f"--{name}" for name in _contrast_names())
         )
-    if arguments.dataset is None:
-        arguments.dataset = _set_with(list(given)).name
+    arguments.dataset = _dataset_of(arguments, list(given))
     contrasts, overrides = get_contrast_set(arguments.dataset), _data_overrides(arguments)
     overrides["output_dir"] = arguments.out.absolute()
     if arguments.data is not None:
@@ -116,6 +115,7 @@ def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: 
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    arguments.dataset = _dataset_of(arguments)
     read_studies(arguments.data, arguments.dataset, require_all=True, series=arguments.series)
     overrides = _data_overrides(arguments)
     overrides["output_dir"] = arguments.out.absolute()
@@ -142,11 +142,18 @@ def _contrast_names() -> list[str]:
     return list(dict.fromkeys(name for contrasts in CONTRAST_SETS.values() for name in contrasts.names))
 
 
-def _set_with(names: Sequence[str]) -> ContrastSet:
-    """The first set that has all these contrasts."""
+def _dataset_of(arguments: argparse.Namespace, names: Sequence[str] = ()) -> str:
+    """The dataset that was named, or else that of the model, or else the first that has all these contrasts."""
+    if arguments.model is not None:
+        trained = get_contrast_set(str(load_model_settings(arguments.model).get("contrasts"))).name
+        if arguments.dataset not in (None, trained):
+            raise ValueError(f"{arguments.model}: is a model of {trained}, not of {arguments.dataset}; name another")
+        return trained
+    if arguments.dataset is not None:
+        return arguments.dataset
     for contrasts in CONTRAST_SETS.values():
         if set(names) <= set(contrasts.names):
-            return contrasts
+            return contrasts.name
     sets = "; ".join(f"{contrasts.name} has {', '.join(contrasts.names)}" for contrasts in CONTRAST_SETS.values())
     raise ValueError(f"no dataset has {', '.join(names)} together: {sets}; leave out what the model does not know")
 
@@ -175,10 +182,9 @@ def codebook_text(codebook: PriorCodebook, best: int = 3) -> str:
 
         >>> from apt_monai.codebook import CodebookEntry
         >>> curves = {"unchanged": (-1, -1 / 3, 1 / 3, 1)}
-        >>> entries = {
-        ...     target: [CodebookEntry(first, "unchanged", 2, 0.9, 1.25), CodebookEntry(second, "unchanged", 0, 0.7, 1.25)]
-        ...     for target, first, second in (("t1", "t2", "pd"), ("t2", "pd", "t1"), ("pd", "t2", "t1"))
-        ... }
+        >>> def entries_of(best, other):
+        ...     return [CodebookEntry(best, "unchanged", 2, 0.9, 1.25), CodebookEntry(other, "unchanged", 0, 0.7, 1.25)]
+        >>> entries = {"t1": entries_of("t2", "pd"), "t2": entries_of("pd", "t1"), "pd": entries_of("t2", "t1")}
         >>> book = PriorCodebook(ADNI, entries, curves, "ab12", "tiny", "", num_subjects=1, num_slices=2)
         >>> print(codebook_text(book))
         Prior codebook of adni: 2 training slices of 1 subjects, encoder tiny (ab12)
@@ -307,7 +313,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     """Help with the defaults where there are any, and the example as it is typed."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
+        unsaid = action.default is None or isinstance(action.default, bool | list)
+        return action.help if unsaid else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -332,21 +339,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     bundle = argparse.ArgumentParser(add_help=False)
-    bundle.add_argument(
+    passed_on = bundle.add_argument_group("how the bundle's command runs")
+    passed_on.add_argument(
         "--gpus",
         type=at_least(1),
         default=1,
         metavar="N",
         help="how many GPUs of this machine share the work; without GPUs, processes",
     )
-    bundle.add_argument(
+    passed_on.add_argument(
         "--overlay",
         action="append",
         default=[],
         metavar="FILE",
         help="a config that is laid over the bundle's: one of its own by name (demo.yaml), or a path; repeatable",
     )
-    bundle.add_argument(
+    passed_on.add_argument(
         "--set",
         action="append",
         type=key_and_value,
@@ -441,21 +449,23 @@ def build_parser() -> argparse.ArgumentParser:
         _synthesize, "synthesize --t1 a.nii.gz --t2 b.nii.gz --out DIR", series, bundle,
     )  # fmt: skip
     synthesize.add_argument(
-        "data", metavar="DATA", nargs="?", help="a folder of studies that lack contrasts; or, for one patient:"
+        "data", metavar="DATA", nargs="?", help="a folder of studies that lack contrasts; not with one patient's files"
+    )
+    patient = synthesize.add_argument_group(
+        "one patient",
+        "What was acquired, on one grid and skull-stripped: for each contrast a NIfTI file, or the folder of a DICOM "
+        "series\n(FOLDER::echo=2 for its second echo).",
     )
     for name in _contrast_names():
-        synthesize.add_argument(
-            f"--{name}",
-            metavar="PATH",
-            help="a NIfTI file, or the folder of a DICOM series (FOLDER::echo=2 for its second echo)",
-        )
-    synthesize.add_argument(
-        "--subject", type=plain_name, default="study", metavar="NAME", help="what the one patient's volumes are called"
+        patient.add_argument(f"--{name}", metavar="PATH")
+    patient.add_argument(
+        "--subject", type=plain_name, default="study", metavar="NAME", help="what the patient's volumes are called"
     )
     synthesize.add_argument(
         "--dataset",
         choices=datasets,
-        help=f"which bundle (default: the first of {', '.join(datasets)} that has the contrasts given)",
+        help=f"which bundle (default: the model's; without --model the first of {', '.join(datasets)} that has the "
+        "contrasts given)",
     )
     synthesize.add_argument(
         "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
@@ -471,7 +481,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="the folder that the model was trained on, of which the test subjects of its split are used; of another "
         "folder, all: --set 'split_file=$None'",
     )
-    evaluate.add_argument("--dataset", default=BRATS.name, choices=datasets, help="which bundle")
+    evaluate.add_argument(
+        "--dataset", choices=datasets, help=f"which bundle (default: the model's; without --model {datasets[0]})"
+    )
     evaluate.add_argument(
         "--cases", choices=["all"], help="every subset of acquired contrasts (default: each contrast from all others)"
     )
