@@ -68,8 +68,8 @@ def _train(arguments: argparse.Namespace) -> None:
     read_studies(arguments.data, arguments.dataset, require_all=True, series=arguments.series)
     overrides = _data_overrides(arguments)
     model = arguments.model or Path(find_bundle_root(f"apt_{arguments.dataset}"), "models", "trained")
-    if arguments.work or arguments.model:  # another model's checkpoints are not to be gone on from
-        overrides["work_dir"] = (arguments.work or model / "work").absolute()
+    if arguments.work:
+        overrides["work_dir"] = arguments.work.absolute()
     _run(arguments, "training", "train", overrides)
     words = ["evaluate", arguments.data, "--dataset", arguments.dataset, "--model", str(model)]
     print(f"\nThe model is in {model}. Next, evaluate it with\n  {PROGRAM} {shlex.join(words)}")
@@ -440,8 +440,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--work",
         type=Path,
         metavar="DIR",
-        help="slices, checkpoints, TensorBoard's logs; can be deleted (default: work in --model's folder; without "
-        "--model, work of the bundle)",
+        help="slices, checkpoints, TensorBoard's logs; can be deleted when the model is finished (default: work in the "
+        "model's folder)",
     )
 
     synthesize = add_to(

@@ -375,5 +375,5 @@ def find_bundle_root(name: str) -> str:
             return str(place)
     raise ModelError(
         f"the bundle {name} is neither the working directory nor in bundles/{name}; "
-        "run from the repository or from the bundle's folder, or give --bundle_root DIR"
+        "run from the repository or from the bundle's folder (or give the bundle's command --bundle_root DIR)"
     )

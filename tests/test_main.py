@@ -355,7 +355,7 @@ def test_train_is_the_bundles_training(
     found = overrides_of(ran[0])
     names = [Path(file).name for file in json.loads(found.pop("--config_file"))]
     assert names == ["train.yaml", "multi_gpu_train.yaml", "demo.yaml"]
-    paths = {"--dataset_dir": str(data), "--model_dir": str(model), "--work_dir": str(model / "work")}
+    paths = {"--dataset_dir": str(data), "--model_dir": str(model)}
     assert found == paths | {"--iterations": "3", "--seed": "a=b"}
     last = capsys.readouterr().out.splitlines()[-1]
     assert shlex.split(last)[3:] == ["evaluate", str(data), "--dataset", dataset, "--model", str(model)]

@@ -100,7 +100,8 @@ def _check_same_grid(
     if volume.shape != first.shape:
         raise StudyError(
             f"{path}: shape {volume.shape} differs from {first.shape} of {first_path}; "
-            "all files of a study must be on one grid: register and resample them first (`python -m apt_monai preprocess`)"
+            "all files of a study must be on one grid: register and resample them first "
+            "(`python -m apt_monai preprocess`)"
         )
     corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in volume.shape))]).T  # 4×8
     apart = np.linalg.norm((affine - first_affine) @ corners, axis=0).max()
