@@ -27,7 +27,7 @@ import ignite.distributed as idist
 import torch
 from torch import nn
 
-from apt_monai.distributed import lead_first
+from apt_monai.distributed import gather, lead_first
 
 logger = logging.getLogger(__name__)
 
@@ -342,9 +342,7 @@ def run_unless_finished(name: str, artefact: str | Path, run: Callable[[], Any])
         >>> run_unless_finished("codebook", "codebook.json", lambda: Path("codebook.json").touch())
         >>> run_unless_finished("codebook", "codebook.json", lambda: print("again"))  # does not run
     """
-    finished = Path(artefact).exists()
-    idist.barrier()  # all ranks have looked before one of them writes it
-    if finished:
+    if gather(Path(artefact).exists())[0]:  # what the lead sees decides for all
         logger.info("%s is finished (%s exists; delete it to run again)", name, artefact)
         return
     logger.info("%s: starting (it will write %s)", name, artefact)
