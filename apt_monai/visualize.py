@@ -151,7 +151,7 @@ def draw_synthesis(
         for method in methods:
             axes = next(cells)
             error = np.abs(row.synthesised[method] - row.truth)[box]
-            _show(axes, error, cmap=ERROR_COLOURS, vmax=MAX_ERROR)
+            _show(axes, error, cmap=ERROR_COLOURS, window=(0, MAX_ERROR))
         for axes, name in zip(line, columns, strict=False):
             if row is rows[0]:
                 axes.set_title(name, color=TEXT, fontsize=9)
@@ -264,7 +264,8 @@ def draw_volume(path: str | Path, volumes: Mapping[str, str | Path], title: str 
     """Three orthogonal planes through the middle of the brain, for each volume of one study.
 
     A volume that apt_monai synthesised (SYNTHETIC in its file name or as its header's intent_name) is marked so in the
-    picture. Intensities are shown from 0 to the 99.5th percentile of what is not 0 in each volume.
+    picture. Each volume is shown in the robust range of what is not 0 in it (the 0.5th to the 99.5th percentile), as a
+    synthetic one has no scale of its own.
 
     Args:
         path: the picture.
@@ -315,11 +316,11 @@ def draw_volume(path: str | Path, volumes: Mapping[str, str | Path], title: str 
     grid = figure.subplots(3, len(loaded), squeeze=False, gridspec_kw={"height_ratios": heights})
     for column, (name, volume) in enumerate(loaded.items()):
         inside = volume[volume != 0]
-        top = float(np.percentile(inside, 99.5)) if inside.size else 1.0
+        low, high = np.percentile(inside, (0.5, 99.5)) if inside.size else (0.0, 1.0)
         for axes, (plane, axis, left, right) in zip(grid[:, column], planes, strict=True):
             cut = np.take(volume[box], middle[axis] - box[axis].start, axis=axis)
             across, up = (i for i in range(3) if i != axis)
-            _show(axes, cut, vmax=top, aspect=spacing[up] / spacing[across])
+            _show(axes, cut, window=(float(low), float(high)), aspect=spacing[up] / spacing[across])
             if column == 0:
                 axes.text(-0.03, 0.5, plane, transform=axes.transAxes, color=TEXT, fontsize=10, rotation=90,
                           ha="right", va="center")  # fmt: skip
@@ -334,10 +335,17 @@ def draw_volume(path: str | Path, volumes: Mapping[str, str | Path], title: str 
     return _save(figure, path)
 
 
-def _show(axes: Axes, image: NDArray[Any], cmap: str = "gray", vmax: float = 1.0, aspect: float = 1.0) -> None:
-    """One plane, in display orientation, from 0 to ``vmax``."""
+def _show(
+    axes: Axes,
+    image: NDArray[Any],
+    cmap: str = "gray",
+    window: tuple[float, float] = (0.0, 1.0),
+    aspect: float = 1.0,
+) -> None:
+    """One plane, in display orientation; what is below or above the window takes the colour of its end."""
+    low, high = window
     axes.set_axis_off()
-    axes.imshow(display_orientation(image), cmap=cmap, vmin=0, vmax=vmax, aspect=aspect, interpolation="nearest")
+    axes.imshow(display_orientation(image), cmap=cmap, vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
 
 
 def _mark_synthetic(axes: Axes) -> None:

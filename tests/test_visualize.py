@@ -167,6 +167,19 @@ def test_planes_keep_the_proportions_of_thick_slices(tmp_path: Path, drawn: list
     assert (axial, coronal, sagittal) == (1, 2, 2)
 
 
+def test_each_volume_is_shown_in_its_own_range_within_the_brain(tmp_path: Path, drawn: list[Figure]) -> None:
+    """An acquired volume whose tissue is far from 0 looks like a synthetic one of another scale."""
+    first = save_volume(tmp_path / "a_t2.nii.gz")
+    image = nib.load(first)
+    shifted = np.where(image.get_fdata() > 0, 100 * image.get_fdata() + 500, 0)
+    nib.save(nib.Nifti1Image(shifted, image.affine), tmp_path / "b_t2.nii.gz")
+    draw_volume(tmp_path / "p.png", {"one": first, "other": tmp_path / "b_t2.nii.gz"})
+    one, other = (drawn[0].axes[column].images[0] for column in (0, 1))
+    low, high = one.get_clim()
+    assert 1 < low < high < 9
+    assert other.get_clim() == pytest.approx((100 * low + 500, 100 * high + 500))
+
+
 def test_volumes_of_another_grid_or_dimension_are_refused(tmp_path: Path) -> None:
     first = save_volume(tmp_path / "a_t1.nii.gz")
     with pytest.raises(ValueError, match="b_t1.nii.gz: is not on the grid of .*a_t1.nii.gz"):
