@@ -239,11 +239,15 @@ def test_a_result_goes_back_onto_the_scanners_own_grid(tmp_path: Path) -> None:
     assert dice(np.asarray(image.dataobj) > 0.5, brain) > 0.7
 
     synthetic = tmp_path / "case_t2_SYNTHETIC.nii.gz"
-    synthetic.write_bytes((folder / "case_pd.nii.gz").read_bytes())
+    marked = nib.load(folder / "case_pd.nii.gz")
+    marked.header["descrip"], marked.header["intent_name"] = "SYNTHETIC apt_monai", "SYNTHETIC"
+    nib.save(marked, synthetic)
     synthetic.with_name("case_t2_SYNTHETIC.json").write_text('{"synthetic": true}')
     with pytest.raises(ValueError, match="must say SYNTHETIC"):
         to_scanner_space(synthetic, transforms, "t1", tmp_path / "t2.nii.gz")
     to_scanner_space(synthetic, transforms, "t1", tmp_path / "t1grid_t2_SYNTHETIC.nii.gz")
+    header = nib.load(tmp_path / "t1grid_t2_SYNTHETIC.nii.gz").header
+    assert header["descrip"] == b"SYNTHETIC apt_monai" and header["intent_name"] == b"SYNTHETIC"
     sidecar = json.loads((tmp_path / "t1grid_t2_SYNTHETIC.json").read_text())
     assert sidecar["synthetic"] and sidecar["resampled_to"]["scan"] == "t1"
     with pytest.raises(ValueError, match="no scan 't2'; valid are t1, pd"):

@@ -606,12 +606,18 @@ def _brain_mask(
         raise StudyError(f"study {subject!r}, {name}: {error}") from error
 
 
-def _save_nifti(data: NDArray[Any], affine: Matrix, path: Path, description: bytes = b"apt_monai preprocess") -> None:
+def _save_nifti(
+    data: NDArray[Any],
+    affine: Matrix,
+    path: Path,
+    description: bytes = b"apt_monai preprocess",
+    intent_name: bytes = b"",
+) -> None:
     image = nib.Nifti1Image(data, affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description
+    image.header["descrip"], image.header["intent_name"] = description, intent_name
     nib.save(image, path)
 
 
@@ -852,9 +858,9 @@ def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, 
     affine = np.array(scan["grid"]["affine"])
     moved = resample(values, scan["grid"]["shape"], affine, np.linalg.inv(np.array(scan["to_scanner"])), order=1)
     image: Any = nib.load(source)
-    description = bytes(image.header["descrip"])
+    says = {key: bytes(image.header[key]) for key in ("descrip", "intent_name")}  # of a synthesised volume: SYNTHETIC
     with complete_file(target) as partial:
-        _save_nifti(moved, affine, partial, description)
+        _save_nifti(moved, affine, partial, says["descrip"], says["intent_name"])
     sidecar = _sidecar(source)
     if sidecar.is_file():
         provenance = json.loads(sidecar.read_text(encoding="utf-8"))
