@@ -48,7 +48,8 @@ def _phantom(arguments: argparse.Namespace) -> None:
     if arguments.dataset == RAW:
         step, words = "preprocess", ["preprocess", arguments.out, f"{arguments.out}-preprocessed"]
     else:
-        step, words = "train", ["train", arguments.out, "--dataset", arguments.dataset]
+        words = ["train", arguments.out, "--dataset", arguments.dataset, "--overlay", "demo.yaml"]
+        step = "train, at a size for phantoms,"
     print(f"{len(studies)} studies in {arguments.out}. Next, {step} with\n  {PROGRAM} {shlex.join(words)}")
 
 
@@ -60,7 +61,8 @@ def _preprocess(arguments: argparse.Namespace) -> int:
     if report.failed:
         print("once the failed ones are put right, the same command does them alone", file=sys.stderr)
         return 1
-    print(f"Next, train with\n  {PROGRAM} {shlex.join(['train', arguments.out, '--dataset', arguments.dataset])}")
+    words = ["train", arguments.out, "--dataset", arguments.dataset]
+    print(f"Next, train with (on phantoms, add --overlay demo.yaml)\n  {PROGRAM} {shlex.join(words)}")
     return 0
 
 
@@ -70,7 +72,10 @@ def _train(arguments: argparse.Namespace) -> None:
     model = arguments.model or Path(find_bundle_root(f"apt_{arguments.dataset}"), "models", "trained")
     if arguments.work:
         overrides["work_dir"] = arguments.work.absolute()
+    finished = (model / "model.pt").exists()
     _run(arguments, "training", "train", overrides)
+    if finished:
+        print(f"\n{model}/model.pt was there already, nothing was trained: for other settings, name another --model")
     words = ["evaluate", arguments.data, "--dataset", arguments.dataset, "--model", str(model)]
     print(f"\nThe model is in {model}. Next, evaluate it with\n  {PROGRAM} {shlex.join(words)}")
 
@@ -82,6 +87,10 @@ def _synthesize(arguments: argparse.Namespace) -> None:
             "give either DATA, a folder of studies, or one patient's files: "
             + ", ".join(f"--{name}" for name in _contrast_names())
         )
+    if arguments.data is not None and arguments.dataset is None and arguments.model is None:
+        choices = " or ".join(f"--dataset {name}" for name in CONTRAST_SETS)
+        raise ValueError(f"{arguments.data}: whose contrasts may be missing there? Give {choices}, or --model")
+    unsaid = arguments.dataset is None and arguments.model is None
     arguments.dataset = _dataset_of(arguments, list(given))
     contrasts, overrides = get_contrast_set(arguments.dataset), _data_overrides(arguments)
     overrides["output_dir"] = arguments.out.absolute()
@@ -94,6 +103,9 @@ def _synthesize(arguments: argparse.Namespace) -> None:
         targets = [name for name in contrasts.names if name not in study]
         written = [str(synthetic_path(arguments.out, arguments.subject, name)) for name in targets]
     _run(arguments, "run", "inference", overrides)
+    others = [name for name in _datasets_with(list(given)) if name != arguments.dataset]
+    if unsaid and others:
+        print(f"\nBy the bundle of {arguments.dataset}; another knows these contrasts too: --dataset {others[0]}")
     print("\nSynthesised, not acquired; for research, not for diagnosis or treatment:", *written, sep="\n  ")
 
 
@@ -142,6 +154,10 @@ def _contrast_names() -> list[str]:
     return list(dict.fromkeys(name for contrasts in CONTRAST_SETS.values() for name in contrasts.names))
 
 
+def _datasets_with(names: Sequence[str]) -> list[str]:
+    return [contrasts.name for contrasts in CONTRAST_SETS.values() if set(names) <= set(contrasts.names)]
+
+
 def _dataset_of(arguments: argparse.Namespace, names: Sequence[str] = ()) -> str:
     """The dataset that was named, or else that of the model, or else the first that has all these contrasts."""
     if arguments.model is not None:
@@ -151,9 +167,9 @@ def _dataset_of(arguments: argparse.Namespace, names: Sequence[str] = ()) -> str
         return trained
     if arguments.dataset is not None:
         return arguments.dataset
-    for contrasts in CONTRAST_SETS.values():
-        if set(names) <= set(contrasts.names):
-            return contrasts.name
+    fitting = _datasets_with(names)
+    if fitting:
+        return fitting[0]
     sets = "; ".join(f"{contrasts.name} has {', '.join(contrasts.names)}" for contrasts in CONTRAST_SETS.values())
     raise ValueError(f"no dataset has {', '.join(names)} together: {sets}; leave out what the model does not know")
 
@@ -464,8 +480,8 @@ def build_parser() -> argparse.ArgumentParser:
     synthesize.add_argument(
         "--dataset",
         choices=datasets,
-        help=f"which bundle (default: the model's; without --model the first of {', '.join(datasets)} that has the "
-        "contrasts given)",
+        help="which bundle; needed with DATA, unless --model says it (default for one patient: the model's; without "
+        f"--model the first of {', '.join(datasets)} that has the contrasts given)",
     )
     synthesize.add_argument(
         "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import apt_monai
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data.writers import check_writable
-from apt_monai.distributed import gather, is_lead, lead_first
+from apt_monai.distributed import gather, is_lead
 from apt_monai.metrics import psnr, ssim
 from apt_monai.model_store import complete_file
 from apt_monai.visualize import SynthesisRow, draw_synthesis
@@ -190,8 +190,7 @@ def evaluate_methods(
         "methods": {name: _describe(method) for name, method in methods.items()},
     }
     folder = Path(output_dir)
-    with lead_first():
-        rows = _resume(folder, settings, contrasts)
+    rows = gather(_resume(folder, settings, contrasts) if is_lead() else [])[0]  # what the lead sees decides for all
     finished = {(row.method, row.acquired) for row in rows}
 
     pending = [(n, a) for a in subsets for n in methods if (n, "+".join(a)) not in finished]

@@ -20,16 +20,16 @@ import torch.distributed as dist
 Item = TypeVar("Item")
 
 
-def start_ranks(device: str | torch.device, timeout_hours: float = 2.0) -> None:
+def start_ranks(device: str | torch.device, timeout_hours: float = 48.0) -> None:
     """Join the other processes that torchrun started; without torchrun, do nothing.
 
     Args:
         device: where this run computes. On ``"cuda"``, each rank takes the GPU of its number on its machine.
-        timeout_hours: so long a rank waits for the others, such as while the lead writes phantoms. A rank that dies
+        timeout_hours: so long a rank waits for the others, such as for the last study of a cohort. A rank that dies
             ends the others at once, whatever this is: torchrun sees to it.
 
     Raises:
-        ValueError: more ranks on a machine than it has GPUs.
+        ValueError: more ranks on a machine than it has GPUs, or all ranks on one GPU.
 
     Example::
 
@@ -42,10 +42,13 @@ def start_ranks(device: str | torch.device, timeout_hours: float = 2.0) -> None:
     cuda = torch.device(device).type == "cuda"
     if cuda:
         local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if torch.device(device).index is not None:
+            raise ValueError(f"device is '{device}', one GPU for all processes: give 'cuda', and each takes its own")
         if local_rank >= gpus:
             raise ValueError(
                 f"torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this machine, which has {gpus} GPUs: "
-                f"give --nproc_per_node {gpus}"
+                "start one for each GPU at most (--nproc_per_node of torchrun, --gpus of apt_monai), or give 'cpu' as "
+                "the device"
             )
         torch.cuda.set_device(local_rank)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=timeout_hours))
@@ -81,6 +84,7 @@ def stop_ranks() -> None:
         >>> stop_ranks()
     """
     if dist.is_initialized():
+        idist.barrier()  # torchrun gives up on several machines when one of them is through long before the others
         idist.finalize()
 
 
@@ -107,16 +111,16 @@ def lead_first() -> AbstractContextManager[None]:
 
 
 def own_share(items: Iterable[Item]) -> list[Item]:
-    """What of ``items`` is this rank's: every n-th from its own on. All ranks reach this with the same items.
+    """What of the lead's ``items`` is this rank's: every n-th from its own on. All ranks reach this together.
+
+    The ranks may have listed other items, where one of them saw a file before the others did.
 
     Example::
 
         >>> own_share("abc")  # of one rank
         ['a', 'b', 'c']
     """
-    listed = list(items)
-    idist.barrier()  # what comes next may change what the items were listed from
-    return listed[idist.get_rank() :: idist.get_world_size()]
+    return gather(list(items))[0][idist.get_rank() :: idist.get_world_size()]
 
 
 def own_rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -132,10 +136,11 @@ def own_rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[idist.get_rank() :: idist.get_world_size()]
 
 
-def rank_batch_size(batch_size: int, samples: int) -> int:
+def rank_batch_size(name: str, batch_size: int, samples: int) -> int:
     """How many samples a rank takes at a time, so that all ranks together take ``batch_size``.
 
     Args:
+        name: what the config calls this batch size.
         batch_size: of all ranks together.
         samples: how many there are; a batch is never larger.
 
@@ -144,14 +149,14 @@ def rank_batch_size(batch_size: int, samples: int) -> int:
 
     Example::
 
-        >>> rank_batch_size(16, samples=1000), rank_batch_size(16, samples=10)  # of one rank
-        (16, 10)
+        >>> [rank_batch_size("batch_size", 16, samples) for samples in (1000, 10)]  # of one rank
+        [16, 10]
     """
     ranks = idist.get_world_size()
     if batch_size % ranks or samples < ranks:
         raise ValueError(
             f"{ranks} ranks cannot share batches of {batch_size} of {samples} samples: "
-            f"give a batch size that is a multiple of {ranks}, or start fewer ranks"
+            f"give a {name} that is a multiple of {ranks}, or start fewer ranks"
         )
     return min(batch_size, samples) // ranks
 

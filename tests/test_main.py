@@ -192,7 +192,7 @@ def test_phantom_writes_a_dataset_and_says_how_to_train_on_it(
     assert len(read_studies(folder, dataset, require_all=True)) == 2
     first, second = capsys.readouterr().out.splitlines()
     assert f"2 studies in {folder}" in first
-    assert shlex.split(second)[3:] == ["train", str(folder), "--dataset", dataset]
+    assert shlex.split(second)[3:] == ["train", str(folder), "--dataset", dataset, "--overlay", "demo.yaml"]
 
 
 def test_phantom_of_raw_scans_says_how_to_preprocess_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,7 +424,7 @@ def test_a_folder_of_studies_is_synthesised(
     ran: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path / "data" / "a", BRATS)["t1"].unlink()
-    assert main(["synthesize", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 0
+    assert main(["synthesize", str(tmp_path / "data"), "--dataset", "brats", "--out", str(tmp_path / "out")]) == 0
     found = overrides_of(ran[0])
     assert "apt_brats" in found.pop("--config_file")
     assert found == {"--dataset_dir": str(tmp_path / "data"), "--output_dir": str(tmp_path / "out")}
@@ -461,7 +461,8 @@ def test_the_bundle_is_that_of_the_dataset_the_model_or_the_contrasts(
 SYNTHESIZE_ERRORS: dict[str, tuple[list[str], str]] = {
     "nothing given": ([], "give either DATA, a folder of studies, or one patient's files: --flair"),
     "folder and files": (["DATA", "--t1", "a/a_t1.nii.gz"], "give either DATA"),
-    "no such folder": (["none"], "none: no such folder"),
+    "no such folder": (["none", "--dataset", "brats"], "none: no such folder"),
+    "no dataset": (["DATA"], "DATA: whose contrasts may be missing there? Give --dataset brats or --dataset adni, or"),
     "no such file": (["--t1", "none.nii.gz"], "none.nii.gz: no such file"),
     "a text": (["--t1", "text.nii.gz"], "text.nii.gz: cannot be read as NIfTI"),
     "another grid": (["--t1", "a/a_t1.nii.gz", "--t2", "grid_t2.nii.gz"], "must be on one grid"),

@@ -27,7 +27,7 @@ from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.networks.nets import DiffusionModelUNet
-from monai.utils import path_to_sqlite_uri, set_determinism
+from monai.utils import path_to_sqlite_uri
 from onnx.reference import ReferenceEvaluator
 from tiny_bundle import (
     ADNI_BUNDLE,
@@ -47,14 +47,6 @@ from apt_monai.model_store import load_model_settings, load_weights, save_weight
 
 BOTH = pytest.mark.parametrize("bundle", BUNDLES)
 BOTH_BUT_ONE_SLOW = pytest.mark.parametrize("bundle", [BRATS_BUNDLE, pytest.param(ADNI_BUNDLE, marks=pytest.mark.slow)])
-
-
-@pytest.fixture(autouse=True)
-def _global_randomness_is_put_back() -> Iterator[None]:
-    state = torch.get_rng_state()
-    yield
-    set_determinism(None)
-    torch.set_rng_state(state)
 
 
 def monai_command(folder: Path, *words: Any) -> subprocess.CompletedProcess[str]:

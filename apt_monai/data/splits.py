@@ -151,6 +151,8 @@ def load_split(path: str | Path, subjects: Iterable[str]) -> dict[str, list[str]
         if names:
             raise ValueError(
                 f"{path}: {len(names)} subjects {problem} ({', '.join(names[:3])}{', ...' if names[3:] else ''}); "
-                "use the dataset that the split was made of, or delete the file to make the split anew"
+                "use the dataset that the split was made of; to evaluate all studies of another one, which the model "
+                "has not seen, give --split_file '$None' (python -m apt_monai: --set 'split_file=$None'); to train, "
+                "name another model folder, or delete the file to make the split anew"
             )
     return split
