@@ -68,12 +68,9 @@ def _preprocess(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     read_studies(arguments.data, arguments.dataset, require_all=True, series=arguments.series)
-    overrides = _data_overrides(arguments)
     model = arguments.model or Path(find_bundle_root(f"apt_{arguments.dataset}"), "models", "trained")
-    if arguments.work:
-        overrides["work_dir"] = arguments.work.absolute()
     finished = (model / "model.pt").exists()
-    _run(arguments, "training", "train", overrides)
+    _run(arguments, "training", "train")
     if finished:
         print(f"\n{model}/model.pt was there already, nothing was trained: for other settings, name another --model")
     words = ["evaluate", arguments.data, "--dataset", arguments.dataset, "--model", str(model)]
@@ -87,13 +84,12 @@ def _synthesize(arguments: argparse.Namespace) -> None:
             "give either DATA, a folder of studies, or one patient's files: "
             + ", ".join(f"--{name}" for name in _contrast_names())
         )
-    if arguments.data is not None and arguments.dataset is None and arguments.model is None:
+    unsaid = arguments.dataset is None and arguments.model is None
+    if unsaid and arguments.data is not None:
         choices = " or ".join(f"--dataset {name}" for name in CONTRAST_SETS)
         raise ValueError(f"{arguments.data}: whose contrasts may be missing there? Give {choices}, or --model")
-    unsaid = arguments.dataset is None and arguments.model is None
     arguments.dataset = _dataset_of(arguments, list(given))
-    contrasts, overrides = get_contrast_set(arguments.dataset), _data_overrides(arguments)
-    overrides["output_dir"] = arguments.out.absolute()
+    contrasts, overrides = get_contrast_set(arguments.dataset), {}
     if arguments.data is not None:
         read_studies(arguments.data, contrasts, series=arguments.series)
         written = [f"{arguments.out}/*/*_SYNTHETIC.nii.gz"]
@@ -102,7 +98,7 @@ def _synthesize(arguments: argparse.Namespace) -> None:
         overrides["studies"] = [study]
         targets = [name for name in contrasts.names if name not in study]
         written = [str(synthetic_path(arguments.out, arguments.subject, name)) for name in targets]
-    _run(arguments, "run", "inference", overrides)
+    _run(arguments, "run", "inference", **overrides)
     others = [name for name in _datasets_with(list(given)) if name != arguments.dataset]
     if unsaid and others:
         print(f"\nBy the bundle of {arguments.dataset}; another knows these contrasts too: --dataset {others[0]}")
@@ -129,24 +125,21 @@ def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: 
 def _evaluate(arguments: argparse.Namespace) -> None:
     arguments.dataset = _dataset_of(arguments)
     read_studies(arguments.data, arguments.dataset, require_all=True, series=arguments.series)
-    overrides = _data_overrides(arguments)
-    overrides["output_dir"] = arguments.out.absolute()
-    if arguments.work:
-        overrides["work_dir"] = arguments.work.absolute()
-    if arguments.cases:
-        overrides["cases"] = arguments.cases
-    _run(arguments, "evaluating", "evaluate", overrides)
+    overrides = {"cases": arguments.cases} if arguments.cases else {}
+    _run(arguments, "evaluating", "evaluate", **overrides)
     print(f"\nTables: {arguments.out}/results.md (and .csv, .json); pictures: {arguments.out}/panel*.png")
 
 
-def _data_overrides(arguments: argparse.Namespace) -> dict[str, Any]:
-    paths = {"dataset_dir": arguments.data, "series": arguments.series, "model_dir": arguments.model}
-    return {key: Path(path).absolute() for key, path in paths.items() if path is not None}
+PATHS = {"data": "dataset_dir", "series": "series", "model": "model_dir", "work": "work_dir", "out": "output_dir"}
+"""What the bundles' configs call the paths that the commands take."""
 
 
-def _run(arguments: argparse.Namespace, run_id: str, config: str, overrides: dict[str, Any]) -> None:
+def _run(arguments: argparse.Namespace, run_id: str, config: str, **overrides: Any) -> None:
+    """Run the bundle's command; the paths that were given are made absolute."""
+    given = {key: path for name, key in PATHS.items() if (path := getattr(arguments, name, None)) is not None}
+    paths = {key: Path(path).absolute() for key, path in given.items()}
     configs = config_files(arguments.dataset, config, arguments.overlay, arguments.gpus)
-    run_bundle(run_id, configs, overrides | dict(arguments.set), arguments.gpus)
+    run_bundle(run_id, configs, paths | overrides | dict(arguments.set), arguments.gpus)
 
 
 def _contrast_names() -> list[str]:

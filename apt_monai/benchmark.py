@@ -34,7 +34,7 @@ from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data.writers import check_writable
 from apt_monai.distributed import gather, is_lead
 from apt_monai.metrics import psnr, ssim
-from apt_monai.model_store import complete_file
+from apt_monai.model_store import write_text
 from apt_monai.visualize import SynthesisRow, draw_synthesis
 
 logger = logging.getLogger(__name__)
@@ -230,8 +230,7 @@ def evaluate_methods(
     if not is_lead():
         return Results(rows, aggregate, seconds, markdown, files + pictures)
     _write_rows(folder / "results.csv", rows)
-    with complete_file(folder / "results.md") as partial:
-        partial.write_text(markdown, encoding="utf-8")
+    write_text(folder / "results.md", markdown)
     content = {
         "settings_sha256": _sha256(settings),
         "settings": settings,
@@ -554,8 +553,7 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in dataclasses.fields(Row))
     writer.writerows(dataclasses.astuple(row) for row in rows)
-    with complete_file(path) as partial:
-        partial.write_text(text.getvalue(), encoding="utf-8")
+    write_text(path, text.getvalue())
 
 
 def _read_rows(path: Path) -> list[Row]:
@@ -571,8 +569,7 @@ def _read_rows(path: Path) -> list[Row]:
 
 def _write_record(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(_jsonable(content), indent=1, ensure_ascii=False, allow_nan=False)
-    with complete_file(folder / "results.json") as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "results.json", text + "\n")
 
 
 def _describe(value: Any) -> Any:

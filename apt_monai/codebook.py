@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.distributed import gather, is_lead
-from apt_monai.model_store import complete_file
+from apt_monai.model_store import write_text
 from apt_monai.transforms.bezier import BEZIER_CURVES, BezierIntensity
 
 FORMAT = "apt_monai.prior_codebook"
@@ -152,8 +152,7 @@ class PriorCodebook:
             "curves": {name: list(values) for name, values in self.curves.items()},
             "entries": {target: [asdict(entry) for entry in found] for target, found in self.entries.items()},
         }
-        with complete_file(path) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, contrasts: str | ContrastSet, encoder_fingerprint: str) -> PriorCodebook:
@@ -169,7 +168,27 @@ class PriorCodebook:
         """
         if isinstance(contrasts, str):
             contrasts = get_contrast_set(contrasts)
+        return cls._from_json(path, _read_json(path), contrasts, encoder_fingerprint)
+
+    @classmethod
+    def read(cls, path: str | Path) -> PriorCodebook:
+        """Read a codebook to look at it, whatever dataset and encoder it was made for; to make priors, :meth:`load` it.
+
+        Raises:
+            CodebookError: not a codebook, or damaged, or of another version.
+        """
         content = _read_json(path)
+        try:
+            contrasts, fingerprint = get_contrast_set(str(content["dataset"])), content["encoder"]["fingerprint"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise CodebookError(f"{path}: damaged, or edited by hand ({error!r}); {REBUILD}") from error
+        return cls._from_json(path, content, contrasts, fingerprint)
+
+    @classmethod
+    def _from_json(
+        cls, path: str | Path, content: dict[str, Any], contrasts: ContrastSet, encoder_fingerprint: str
+    ) -> PriorCodebook:
+        """The codebook that a file holds, if it is for these contrasts and this encoder."""
         encoder = content.get("encoder")
         expected: list[tuple[str, Any, Any]] = [
             ("version", content.get("version"), VERSION),
@@ -195,20 +214,6 @@ class PriorCodebook:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CodebookError(f"{path}: damaged, or edited by hand ({error!r}); {REBUILD}") from error
         return codebook
-
-    @classmethod
-    def read(cls, path: str | Path) -> PriorCodebook:
-        """Read a codebook to look at it, whatever dataset and encoder it was made for; to make priors, :meth:`load` it.
-
-        Raises:
-            CodebookError: not a codebook, or damaged, or of another version.
-        """
-        content = _read_json(path)
-        try:
-            contrasts, fingerprint = get_contrast_set(str(content["dataset"])), content["encoder"]["fingerprint"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise CodebookError(f"{path}: damaged, or edited by hand ({error!r}); {REBUILD}") from error
-        return cls.load(path, contrasts, fingerprint)
 
     def _check(self) -> None:
         """Raise unless every target has each curve of each other contrast once, with usable numbers."""

@@ -8,7 +8,7 @@ drawn as if there were one rank. So a result does not depend on the number of ra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -123,17 +123,22 @@ def own_share(items: Iterable[Item]) -> list[Item]:
     return gather(list(items))[0][idist.get_rank() :: idist.get_world_size()]
 
 
-def own_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """What of a tensor ``(ranks * B, ...)`` for the samples of all ranks is for this rank's: ``(B, ...)``.
+def own_rows(rows: int, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    """This rank's share ``(rows, ...)`` of what is drawn for the samples of all ranks at once.
 
     The order is that of :class:`torch.utils.data.DistributedSampler`: the ranks take samples in turn.
 
+    Args:
+        rows: how many samples this rank has, and each other one.
+        draw: gives a tensor ``(n, ...)`` for n samples.
+
     Example::
 
-        >>> own_rows(torch.arange(3))  # of one rank
+        >>> own_rows(3, torch.arange)  # of one rank
         tensor([0, 1, 2])
     """
-    return tensor[idist.get_rank() :: idist.get_world_size()]
+    ranks = idist.get_world_size()
+    return draw(rows * ranks)[idist.get_rank() :: ranks]
 
 
 def rank_batch_size(name: str, batch_size: int, samples: int) -> int:

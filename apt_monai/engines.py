@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import ignite.distributed as idist
 import torch
 from ignite.metrics import Metric
 from monai.data import MetaTensor
@@ -74,7 +73,7 @@ class FusionPrepareBatch(_Seeded, PrepareBatch):
     ) -> tuple[torch.Tensor, list[str], tuple[torch.Tensor], dict]:
         features = batchdata["features"].to(device, non_blocking=non_blocking)  # (B, C, D)
         b, c, _ = features.shape
-        subset = own_rows(random_subsets(b * idist.get_world_size(), c, self.generator, size=c - 1))  # (B, C)
+        subset = own_rows(b, lambda n: random_subsets(n, c, self.generator, size=c - 1))  # (B, C)
         available = torch.cat([torch.ones_like(subset), subset]).to(device)  # (2B, C)
         patients = [patient(subject) for subject in batchdata["subject"]]  # two time points are no negatives either
         return torch.cat([features, features]), patients, (available,), {}
@@ -120,11 +119,12 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         b, *shape = images.shape
-        return own_rows(torch.randn(b * idist.get_world_size(), *shape, generator=self.generator))
+        return own_rows(b, lambda n: torch.randn(n, *shape, generator=self.generator))
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
-        b = len(images) * idist.get_world_size()
-        return own_rows(torch.randint(0, self.num_train_timesteps, (b,), generator=self.generator))
+        return own_rows(
+            len(images), lambda n: torch.randint(0, self.num_train_timesteps, (n,), generator=self.generator)
+        )
 
     def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         if self.scheduler.prediction_type == "epsilon":
@@ -145,7 +145,7 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
         b, c, _ = features.shape
         available = torch.ones(b, c, dtype=torch.bool)
         if self.context == "subset":
-            available = own_rows(random_subsets(b * idist.get_world_size(), c, self.generator))
+            available = own_rows(b, lambda n: random_subsets(n, c, self.generator))
         with torch.no_grad():
             z = self.fusion.eval()(features, available.to(device))  # (B, D)
         images, target, args, arguments = super().__call__(batchdata, device, non_blocking)

@@ -103,10 +103,11 @@ class ResumableCheckpoint:
 
     def load(self, engine: Engine) -> None:
         """Continue from the file, if there is one."""
-        if len(set(gather(self.path.exists()))) > 1:
-            raise CheckpointError(f"{self.path}: not every rank sees it; choose a folder that all machines share")
-        if not self.path.exists():
+        seen = gather(self.path.exists())
+        if not any(seen):
             return
+        if not all(seen):
+            raise CheckpointError(f"{self.path}: not every rank sees it; choose a folder that all machines share")
         advice = "delete the file to start anew"
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)

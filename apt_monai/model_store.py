@@ -101,6 +101,22 @@ def complete_file(path: str | Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as a :func:`complete_file`, in UTF-8.
+
+    Raises:
+        OSError: the file cannot be written.
+
+    Example::
+
+        >>> write_text("settings.json", "{}")
+        >>> Path("settings.json").read_text()
+        '{}'
+    """
+    with complete_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def save_model_settings(model_dir: str | Path, settings: Mapping[str, Any]) -> None:
     """Write a model folder's ``model.json``, or check that the one which is there says the same.
 
@@ -148,8 +164,7 @@ def save_model_settings(model_dir: str | Path, settings: Mapping[str, Any]) -> N
                     "use those settings, or choose another model folder for a new training"
                 )
             return
-        with complete_file(path) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n")
 
 
 def load_model_settings(model_dir: str | Path, contrasts: str | None = None) -> dict[str, Any]:

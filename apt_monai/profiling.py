@@ -50,7 +50,7 @@ from apt_monai.data import FeatureDataset, SliceCache, SliceDataset
 from apt_monai.engines import FusionPrepareBatch, to_device
 from apt_monai.inferers import GuidanceGradient, Synthesizer, TwoStageInferer, slice_seed
 from apt_monai.losses import AnatomicalConsistencyLoss
-from apt_monai.model_store import complete_file
+from apt_monai.model_store import write_text
 from apt_monai.networks import MutualInformationFusion, VisionEncoder, write_untrained_encoder
 from apt_monai.transforms import StudyPreprocessing
 from apt_monai.transforms.bezier import BEZIER_CURVES
@@ -582,8 +582,8 @@ def run_benchmarks(output: str | Path, full: bool = False) -> dict[str, Any]:
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     results = measure(PAPER if full else FEW_STEPS)
-    _write(output / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    _write(output / "results.md", render(results))
+    write_text(output / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text(output / "results.md", render(results))
     return results
 
 
@@ -852,8 +852,3 @@ def _targets(results: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB"
-
-
-def _write(path: Path, text: str) -> None:
-    with complete_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")

@@ -36,6 +36,7 @@ from tiny_bundle import (
     encoder_of,
     environment,
     files_of,
+    metadata_of,
     run,
     run_command,
     settings_of,
@@ -354,10 +355,6 @@ def test_the_network_can_be_exported(tmp_path: Path) -> None:
         with torch.no_grad():
             expected = network(images, timesteps, context)
             assert torch.allclose(exported(images, timesteps, context), expected, atol=1e-5)
-
-
-def metadata_of(bundle: str) -> dict[str, Any]:
-    return json.loads((configs_of(bundle) / "metadata.json").read_text())
 
 
 def config_of(bundle: str, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_bundle import CONFIGS, files_of, run_command, write_untrained_model
+from tiny_bundle import configs_of, files_of, run_command, write_untrained_model
 from tiny_studies import write_study
 
 from apt_monai.bundle import root_cause, show_cause_last
@@ -63,7 +63,7 @@ def test_an_unknown_schedule_is_one_clear_error(settings: dict[str, str], messag
 
 @pytest.mark.parametrize("config", ["train", "inference", "evaluate"])
 def test_every_config_shows_the_cause_last(config: str) -> None:
-    text = (CONFIGS / f"{config}.yaml").read_text()
+    text = (configs_of() / f"{config}.yaml").read_text()
     assert "bundle.show_cause_last()" in text
 
 

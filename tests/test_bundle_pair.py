@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,7 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_bundle import ADNI_BUNDLE, BRATS_BUNDLE, BUNDLES, ROOT, bundle_folder, configs_of
+from ci_scripts import load_script
+from tiny_bundle import ADNI_BUNDLE, BRATS_BUNDLE, BUNDLES, bundle_folder, configs_of
 
 # In what the configs differ, by the parts of a key. All else is the same in both.
 CHANNELS = {"network_settings#in_channels", "network_settings#out_channels"}
@@ -30,11 +30,7 @@ DIFFERS = {
 @pytest.fixture
 def wiring() -> ModuleType:
     """The script behind `make bundles`."""
-    spec = importlib.util.spec_from_file_location("share_wiring", ROOT / ".ci" / "share_wiring.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("share_wiring")
 
 
 @pytest.fixture

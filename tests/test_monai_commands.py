@@ -36,7 +36,8 @@ from tiny_bundle import (
     ROOT,
     bundle_folder,
     configs_of,
-    environment,
+    finish,
+    metadata_of,
     run_command,
     settings_of,
     write_untrained_model,
@@ -50,24 +51,12 @@ BOTH_BUT_ONE_SLOW = pytest.mark.parametrize("bundle", [BRATS_BUNDLE, pytest.para
 
 
 def monai_command(folder: Path, *words: Any) -> subprocess.CompletedProcess[str]:
-    """``python -m monai.bundle …`` in a folder; standard output and error come together."""
-    return subprocess.run(
-        [sys.executable, "-m", "monai.bundle", *map(str, words)],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=280,
-    )
+    """``python -m monai.bundle …`` in a folder."""
+    return finish([sys.executable, "-m", "monai.bundle", *map(str, words)], folder)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.rstrip().splitlines()[-1]
-
-
-def metadata_of(bundle: str) -> dict[str, Any]:
-    return json.loads((configs_of(bundle) / "metadata.json").read_text())
 
 
 def network_of(model: Path) -> DiffusionModelUNet:

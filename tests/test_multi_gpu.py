@@ -16,7 +16,7 @@ import pytest
 import tiny_bundle
 import torch
 from monai.networks.schedulers import DDPMScheduler
-from tiny_bundle import BUNDLE, ROOT, command, environment
+from tiny_bundle import ROOT, command, configs_of, environment, finish
 
 from apt_monai import distributed
 from apt_monai.data.phantom import write_phantom_dataset
@@ -30,7 +30,7 @@ STEEPEST_DESCENT = {
     "alignment#optimizer#_target_": "torch.optim.SGD",
     "mif_learning_rate": 0.1,
 }
-OVERLAY = [str(BUNDLE / "configs" / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
+OVERLAY = [str(configs_of() / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
 
 
 @pytest.fixture
@@ -100,14 +100,6 @@ def torchrun(config: str, run_id: str, ranks: int = 2, **overrides: Any) -> list
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m", *words]
 
 
-def finish(words: list[str]) -> tuple[int, str]:
-    """Exit status and output."""
-    ended = subprocess.run(
-        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280
-    )
-    return ended.returncode, ended.stdout
-
-
 def train_options(folder: Path, data: Path) -> dict[str, Any]:
     """Where one training has its files, and batches that two and three ranks can share."""
     places = {"model_dir": folder / "model", "work_dir": folder / "work", "dataset_dir": data, "config_file": OVERLAY}
@@ -130,8 +122,8 @@ def resume_half_a_table(path: Path, expected: list[dict[str, str]], options: dic
     """Of a table without its last rows, two ranks make those alone, and it is the same again."""
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("U+A+I,")))
-    status, output = finish(torchrun("evaluate", "evaluating", output_dir=path.parent, **options))
-    assert status == 0 and "goes on where it stopped" in output, output
+    done = finish(torchrun("evaluate", "evaluating", output_dir=path.parent, **options))
+    assert done.returncode == 0 and "goes on where it stopped" in done.stdout, done.stdout
     with path.open(newline="") as file:
         assert [{**row, "seconds": ""} for row in csv.DictReader(file)] == expected
 
@@ -159,13 +151,13 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_ranks_train_what_one_trains(one_rank: Path, data: Path, tmp_path: Path, ranks: int) -> None:
     """There are two slices to validate on: the third rank has none of its own."""
-    status, output = finish(torchrun("train", "training", ranks, **train_options(tmp_path, data)))
-    assert status == 0, output
+    done = finish(torchrun("train", "training", ranks, **train_options(tmp_path, data)))
+    assert done.returncode == 0, done.stdout
     same_weights(one_rank / "model", tmp_path / "model")
     assert (tmp_path / "model" / "codebook.png").is_file()
     if ranks == 2:
-        status, output = finish(torchrun("train", "training", **train_options(tmp_path, data)))  # nothing left to do
-        assert status == 0 and "diffusion is finished" in output, output
+        done = finish(torchrun("train", "training", **train_options(tmp_path, data)))  # nothing left to do
+        assert done.returncode == 0 and "diffusion is finished" in done.stdout, done.stdout
 
 
 @pytest.mark.slow
@@ -176,8 +168,8 @@ def test_two_ranks_write_the_volumes_and_the_table_that_one_writes(one_rank: Pat
     everyone = {**common, "split_file": "$None", "batch_size": 2, "cases": "[['t1','t2'],['flair','t1','t1ce']]"}
     tables = []
     for name, start in (("one", command), ("two", torchrun)):
-        status, output = finish(start("evaluate", "evaluating", output_dir=tmp_path / name / "eval", **everyone))
-        assert status == 0, output
+        done = finish(start("evaluate", "evaluating", output_dir=tmp_path / name / "eval", **everyone))
+        assert done.returncode == 0, done.stdout
         with (tmp_path / name / "eval" / "results.csv").open(newline="") as file:
             tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
     assert tables[0] == tables[1] and len(tables[0]) == 3 * 2 * 3 * 3  # methods, slices, studies, targets
@@ -186,8 +178,8 @@ def test_two_ranks_write_the_volumes_and_the_table_that_one_writes(one_rank: Pat
     for subject, absent in zip(sorted(studies.glob("BraTS*")), ("t1", "t2", "flair"), strict=True):
         next(subject.glob(f"*_{absent}.nii.gz")).unlink()
     for name, start in (("one", command), ("two", torchrun)):
-        status, output = finish(start("inference", "run", output_dir=tmp_path / name / "out", **common))
-        assert status == 0, output
+        done = finish(start("inference", "run", output_dir=tmp_path / name / "out", **common))
+        assert done.returncode == 0, done.stdout
     files = tiny_bundle.files_of(tmp_path / "one" / "out")
     assert files == tiny_bundle.files_of(tmp_path / "two" / "out") and len(files) == 6
     for file in files:
@@ -196,7 +188,7 @@ def test_two_ranks_write_the_volumes_and_the_table_that_one_writes(one_rank: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the rank's process in /proc")
-def test_a_rank_that_dies_stops_the_run_and_the_next_run_resumes(one_rank: Path, data: Path, tmp_path: Path) -> None:
+def test_a_rank_that_dies_stops_the_run_and_the_next_run_resumes(data: Path, tmp_path: Path) -> None:
     words = torchrun("train", "training", **train_options(tmp_path, data), iterations=2000)
     with subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -212,11 +204,13 @@ def test_a_rank_that_dies_stops_the_run_and_the_next_run_resumes(one_rank: Path,
     assert not (tmp_path / "model" / "model.pt").exists()
 
     checkpoint = torch.load(tmp_path / "work" / "diffusion_checkpoint.pt", weights_only=True)
-    few = 2 * checkpoint["epoch"] + 2  # two iterations an epoch
-    status, output = finish(torchrun("train", "training", **train_options(tmp_path, data), iterations=few))
-    assert status == 0, output
-    assert f"after epoch {checkpoint['epoch']} (iteration {checkpoint['iteration']})" in output
+    few = checkpoint["iteration"] + 1  # the epoch after
+    done = finish(torchrun("train", "training", **train_options(tmp_path, data), iterations=few))
+    assert done.returncode == 0, done.stdout
+    assert f"after epoch {checkpoint['epoch']} (iteration {checkpoint['iteration']})" in done.stdout
     assert (tmp_path / "model" / "model.pt").exists()
+    resumed = torch.load(tmp_path / "work" / "diffusion_checkpoint.pt", weights_only=True)
+    assert resumed["epoch"] == checkpoint["epoch"] + 1
 
 
 def _process_of_rank(rank: int, folder: str) -> int:
@@ -234,7 +228,8 @@ def _process_of_rank(rank: int, folder: str) -> int:
 @pytest.mark.slow
 def test_several_processes_without_the_overlay_are_refused(data: Path, tmp_path: Path) -> None:
     options = {**train_options(tmp_path, data), "config_file": OVERLAY[0]}
-    status, output = finish(torchrun("train", "training", **options))
-    assert status != 0
-    assert "add multi_gpu_train.yaml" in output[output.index("Root Cause") :], output  # torchrun has the last word
+    done = finish(torchrun("train", "training", **options))
+    assert done.returncode != 0
+    summary = done.stdout[done.stdout.index("Root Cause") :]  # torchrun has the last word
+    assert "add multi_gpu_train.yaml" in summary, done.stdout
     assert not (tmp_path / "model").exists()

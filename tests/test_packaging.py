@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ci_scripts import load_script
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -193,11 +194,7 @@ def test_every_command_and_subcommand_has_help(
 @pytest.fixture
 def venv() -> ModuleType:
     """The script that makes the Makefile's environment."""
-    spec = importlib.util.spec_from_file_location("venv_script", ROOT / ".ci" / "venv.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("venv")
 
 
 def test_environment_depends_on_the_dependencies_alone(venv: ModuleType, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ Every function takes the bundle by name, ``bundle="apt_adni"``; without one it i
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,6 @@ def configs_of(bundle: str = BRATS_BUNDLE) -> Path:
 
 def encoder_of(bundle: str = BRATS_BUNDLE) -> str:
     return str(bundle_folder(bundle) / "models" / "vision_encoder")
-
-
-BUNDLE, CONFIGS = bundle_folder(), configs_of()
 
 
 def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
@@ -104,19 +103,28 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def run_command(
-    config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any
-) -> subprocess.CompletedProcess[str]:
-    """Run the command in the repository; standard output and error come together."""
+def finish(words: Sequence[str], folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder to its end; standard output and error come together."""
     return subprocess.run(
-        command(config, run_id, bundle, **overrides),
-        cwd=ROOT,
+        words,
+        cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=280,
     )
+
+
+def run_command(
+    config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the bundle's command in the repository."""
+    return finish(command(config, run_id, bundle, **overrides))
+
+
+def metadata_of(bundle: str) -> dict[str, Any]:
+    return json.loads((configs_of(bundle) / "metadata.json").read_text())
 
 
 def write_untrained_model(folder: Path, bundle: str = BRATS_BUNDLE) -> Path:

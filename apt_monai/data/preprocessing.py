@@ -49,7 +49,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.model_store import complete_file
+from apt_monai.model_store import complete_file, write_text
 from apt_monai.transforms import StudyError, read_volume
 
 logger = logging.getLogger(__name__)
@@ -788,8 +788,7 @@ def _claim_folder(folder: Path, contrasts: ContrastSet, settings: PreprocessingS
     if not path.exists():
         if folder.is_dir() and any(f for f in folder.iterdir() if not f.name.startswith(".")):
             raise ValueError(f"{folder}: is not empty and has no {SETTINGS_NAME}; name an empty or a new folder")
-        with complete_file(path) as partial:
-            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(record, indent=2) + "\n")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -857,16 +856,14 @@ def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, 
     scan = scans[contrast]
     affine = np.array(scan["grid"]["affine"])
     moved = resample(values, scan["grid"]["shape"], affine, np.linalg.inv(np.array(scan["to_scanner"])), order=1)
-    image: Any = nib.load(source)
-    says = {key: bytes(image.header[key]) for key in ("descrip", "intent_name")}  # of a synthesised volume: SYNTHETIC
+    header: Any = nib.load(source).header  # of a synthesised volume, both of these say SYNTHETIC
     with complete_file(target) as partial:
-        _save_nifti(moved, affine, partial, says["descrip"], says["intent_name"])
+        _save_nifti(moved, affine, partial, bytes(header["descrip"]), bytes(header["intent_name"]))
     sidecar = _sidecar(source)
     if sidecar.is_file():
         provenance = json.loads(sidecar.read_text(encoding="utf-8"))
         provenance["resampled_to"] = {"scan": contrast, "grid": scan["grid"], "from": source.name}
-        with complete_file(_sidecar(target)) as partial:
-            partial.write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        write_text(_sidecar(target), json.dumps(provenance, indent=2) + "\n")
     return target
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from apt_monai.model_store import complete_file
+from apt_monai.model_store import write_text
 
 PARTS = ("train", "validation", "test", "unused")
 
@@ -105,8 +105,7 @@ def save_split(path: str | Path, split: dict[str, list[str]], **settings: float 
         {'seed': 7}
     """
     content = {"settings": settings, "counts": {part: len(names) for part, names in split.items()}, **split}
-    with complete_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def load_split(path: str | Path, subjects: Iterable[str]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from monai.transforms import Transform
 
 from apt_monai import __version__
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.model_store import complete_file, file_sha256
+from apt_monai.model_store import complete_file, file_sha256, write_text
 from apt_monai.transforms import ScaleIntensityInBrain, StudyError, StudyPreprocessing
 from apt_monai.transforms.dicom import find_series
 
@@ -160,8 +160,7 @@ class SaveSyntheticStudyd(Transform):
                 nib.save(image, partial)
                 # The older sidecar goes before its volume, the new one comes after: none describes another volume.
                 _sidecar_path(path).unlink(missing_ok=True)
-            with complete_file(_sidecar_path(path)) as partial:
-                partial.write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
+            write_text(_sidecar_path(path), json.dumps(sidecar, indent=1) + "\n")
             logger.info("wrote %s", path)
         return {**data, "written": [str(path) for path in paths]}
 
