@@ -42,11 +42,11 @@ lint: venv ## style, formatting and types
 	$(RUN) mypy
 
 bench: venv ## speed and memory against the published way; make bench ARGS=--full for the paper's sizes
-	$(RUN) apt_monai bench $(ARGS)
+	$(RUN) benchmarks $(ARGS)
 
 bundles: ## copy what the bundles share from apt_brats into the others
 	"$(PYTHON)" .ci/share_wiring.py
 
 clean: ## remove what the targets above made in the checkout (not the environment)
 	rm -rf demo bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
-	find apt_monai tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +
+	find apt_monai benchmarks tests .ci -name __pycache__ -type d -prune -exec rm -rf {} +

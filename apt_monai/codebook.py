@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.distributed import gather, is_lead
-from apt_monai.model_store import write_text
+from apt_monai.files import write_text
 from apt_monai.transforms.bezier import BEZIER_CURVES, BezierIntensity
 
 FORMAT = "apt_monai.prior_codebook"

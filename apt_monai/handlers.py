@@ -15,7 +15,8 @@ from ignite.handlers.param_scheduler import BaseParamScheduler
 from tqdm import tqdm
 
 from apt_monai.distributed import gather, is_lead
-from apt_monai.model_store import complete_file, save_weights
+from apt_monai.files import complete_file
+from apt_monai.models import save_weights
 
 logger = logging.getLogger(__name__)
 

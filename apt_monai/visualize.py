@@ -26,8 +26,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import ContrastSet, get_contrast_set
+from apt_monai.files import complete_file
 from apt_monai.metrics import psnr
-from apt_monai.model_store import complete_file
 
 Slice = NDArray[np.float32]
 

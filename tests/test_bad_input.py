@@ -18,7 +18,7 @@ from tiny_studies import LPS, write_nifti, write_study
 
 from apt_monai.bundle import root_cause
 from apt_monai.contrasts import BRATS
-from apt_monai.transforms import StudyError
+from apt_monai.errors import StudyError
 
 SHAPE = (12, 10, 6)
 

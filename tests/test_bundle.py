@@ -46,7 +46,8 @@ from tiny_bundle import (
 
 from apt_monai.contrasts import BRATS
 from apt_monai.data import read_studies
-from apt_monai.model_store import file_sha256, load_model_settings, load_weights
+from apt_monai.files import file_sha256
+from apt_monai.models import load_model_settings, load_weights
 from apt_monai.networks import VisionEncoder
 
 MODEL = ["codebook.json", "codebook.png", "fusion.pt", "model.json", "model.pt", "split.json"]

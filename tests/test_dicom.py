@@ -13,8 +13,10 @@ from tiny_dicom import AXIAL, SAGITTAL, write_series, write_slice
 
 from apt_monai.data.slice_cache import SliceCache
 from apt_monai.data.writers import SaveSyntheticStudyd, pending_studies
-from apt_monai.transforms import LoadStudyd, StudyError, StudyPreprocessing, read_volume
-from apt_monai.transforms.dicom import dicom_files, find_series, list_series
+from apt_monai.errors import StudyError
+from apt_monai.io import read_volume
+from apt_monai.io.dicom import dicom_files, find_series, list_series
+from apt_monai.transforms import LoadStudyd, StudyPreprocessing
 
 VOLUME = np.arange(1, 121, dtype=np.int16).reshape(4, 5, 6)
 TILTED = (*nib.eulerangles.euler2mat(0.3, -0.2, 0.5)[:, 0], *nib.eulerangles.euler2mat(0.3, -0.2, 0.5)[:, 1])

@@ -10,14 +10,14 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.networks.schedulers import DDPMScheduler
-from test_model_store import almost_full_disk
+from test_files import almost_full_disk
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 import apt_monai.handlers as handlers
 from apt_monai.engines import ContextPrepareBatch
 from apt_monai.handlers import CheckpointError, FinalWeights, ResumableCheckpoint, ResumableEMA, TrainingProgress
 from apt_monai.inferers import TwoStageInferer
-from apt_monai.model_store import load_weights
+from apt_monai.models import load_weights
 from apt_monai.networks import MutualInformationFusion
 
 

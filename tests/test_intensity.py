@@ -8,7 +8,8 @@ import torch
 from monai.data import MetaTensor
 from tiny_studies import write_nifti, write_study
 
-from apt_monai.transforms import LoadStudyd, ScaleIntensityInBrain, ScaleIntensityInBraind, StudyError
+from apt_monai.errors import StudyError
+from apt_monai.transforms import LoadStudyd, ScaleIntensityInBrain, ScaleIntensityInBraind
 
 
 @pytest.fixture

@@ -16,15 +16,15 @@ import yaml
 from tiny_bundle import environment, files_of, settings_of, write_untrained_model
 from tiny_dicom import write_series
 
-from apt_monai import __main__ as command_line
-from apt_monai import demo, launch
-from apt_monai.__main__ import codebook_text, main
+from apt_monai.cli import commands as command_line
+from apt_monai.cli import demo, launch
+from apt_monai.cli.commands import codebook_text, main
+from apt_monai.cli.demo import Demo, demo_table
+from apt_monai.cli.launch import BundleError, config_files, run_bundle
 from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, ContrastSet, get_contrast_set
 from apt_monai.data import read_studies
-from apt_monai.demo import Demo, demo_table
-from apt_monai.launch import BundleError, config_files, run_bundle
-from apt_monai.transforms import read_volume
+from apt_monai.io import read_volume
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -89,7 +89,6 @@ def write_study(folder: Path, contrasts: ContrastSet, value: int = 100) -> dict[
         ("evaluate", {"--out": "eval", "--cases": "each contrast from all others"}),
         ("codebook show", {"--dataset": "brats"}),
         ("demo", {"--dataset": "brats", "--subjects": "20", "--unroll-iterations": "10", "--slices-per-subject": "2"}),
-        ("bench", {"--output": "bench"}),
     ],
 )
 def test_help_says_what_the_defaults_are(
@@ -109,7 +108,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "{phantom,preprocess,train,synthesize,evaluate,codebook,demo,bench}" in text
+    assert "{phantom,preprocess,train,synthesize,evaluate,codebook,demo}" in text
     assert "not a medical device" in text
 
 
@@ -179,7 +178,7 @@ def test_interrupted_command_says_that_it_can_go_on(
     assert "goes on where it stopped" in capsys.readouterr().err
 
 
-# phantom, preprocess, bench
+# phantom, preprocess
 
 
 @pytest.mark.parametrize("dataset", ["brats", "adni"])
@@ -251,18 +250,6 @@ def test_preprocess_refuses_invalid_options(
     arguments = ["preprocess", str(tmp_path / "raw"), str(tmp_path / "out"), *options]
     assert message in one_line_error(arguments, capsys)
     assert not (tmp_path / "out").exists()
-
-
-def test_bench_passes_its_options_on_and_prints_the_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measured(output: str, full: bool) -> None:
-        Path(output).mkdir()
-        (Path(output) / "results.md").write_text(f"# Benchmark, full: {full}\n")
-
-    monkeypatch.setattr(command_line, "run_benchmarks", measured)
-    assert main(["bench", "--full", "--output", str(tmp_path / "bench")]) == 0
-    assert "# Benchmark, full: True" in capsys.readouterr().out
 
 
 # A bundle's command

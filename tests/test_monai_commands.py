@@ -44,7 +44,7 @@ from tiny_bundle import (
 )
 from tiny_studies import write_study
 
-from apt_monai.model_store import load_model_settings, load_weights, save_weights
+from apt_monai.models import load_model_settings, load_weights, save_weights
 
 BOTH = pytest.mark.parametrize("bundle", BUNDLES)
 BOTH_BUT_ONE_SLOW = pytest.mark.parametrize("bundle", [BRATS_BUNDLE, pytest.param(ADNI_BUNDLE, marks=pytest.mark.slow)])

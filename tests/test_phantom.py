@@ -13,9 +13,9 @@ import pytest
 from scipy.ndimage import binary_fill_holes, label
 
 from apt_monai.contrasts import ADNI, BRATS
-from apt_monai.data import phantom
-from apt_monai.data.phantom import brats_grid, write_phantom_dataset
-from apt_monai.data.phantom_head import (
+from apt_monai.phantom import datasets as phantom
+from apt_monai.phantom.datasets import brats_grid, write_phantom_dataset
+from apt_monai.phantom.head import (
     SEQUENCES,
     TISSUES,
     Grid,

@@ -11,8 +11,9 @@ import pytest
 from scipy.ndimage import label
 
 from apt_monai.contrasts import ADNI
-from apt_monai.data import phantom, read_studies
-from apt_monai.data.phantom import (
+from apt_monai.data import read_studies
+from apt_monai.phantom import datasets as phantom
+from apt_monai.phantom.datasets import (
     ADNI_SEQUENCES,
     ATROPHIC,
     HEALTHY,
@@ -23,7 +24,7 @@ from apt_monai.data.phantom import (
     resample,
     write_phantom_dataset,
 )
-from apt_monai.data.phantom_head import (
+from apt_monai.phantom.head import (
     COVERINGS,
     TISSUES,
     Ellipsoid,

@@ -12,9 +12,11 @@ import pytest
 from scipy.spatial.transform import Rotation
 from tiny_studies import write_nifti
 
-from apt_monai.data import preprocessing
-from apt_monai.data.phantom import write_phantom_dataset
-from apt_monai.data.preprocessing import (
+from apt_monai.data.readers import read_studies
+from apt_monai.errors import StudyError
+from apt_monai.phantom.datasets import write_phantom_dataset
+from apt_monai.preprocessing import study as preprocessing
+from apt_monai.preprocessing.study import (
     PreprocessingSettings,
     Scan,
     correct_bias,
@@ -25,8 +27,7 @@ from apt_monai.data.preprocessing import (
     resample,
     to_scanner_space,
 )
-from apt_monai.data.readers import read_studies
-from apt_monai.transforms import StudyError, StudyPreprocessing
+from apt_monai.transforms import StudyPreprocessing
 
 FILTERS = PreprocessingSettings(mask="itk")
 QUICK = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0))

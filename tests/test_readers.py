@@ -10,7 +10,8 @@ from tiny_dicom import write_series
 
 from apt_monai.contrasts import BRATS
 from apt_monai.data import patient, read_studies
-from apt_monai.transforms import StudyError, read_volume
+from apt_monai.errors import StudyError
+from apt_monai.io import read_volume
 
 BRATS_2021 = ("flair", "t1", "t1ce", "t2", "seg")
 BRATS_2023 = ("t2f", "t1n", "t1c", "t2w", "seg")

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from apt_monai.data import SliceCache, SliceDataset, encode_slices
 from apt_monai.data.slice_cache import FeatureDataset
-from apt_monai.transforms import StudyError, StudyPreprocessing
+from apt_monai.errors import StudyError
+from apt_monai.transforms import StudyPreprocessing
 
 PREPROCESSING = StudyPreprocessing("brats", size=16)
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny_studies import LPS, write_nifti, write_study
 
-from apt_monai.transforms import LoadStudyd, StudyError, read_volume
+from apt_monai.errors import StudyError
+from apt_monai.io import read_volume
+from apt_monai.transforms import LoadStudyd
 
 VOLUME = np.arange(1, 121, dtype=np.int16).reshape(4, 5, 6)
 

@@ -16,7 +16,8 @@ from monai.transforms import InvertibleTransform, Transform
 from tiny_studies import write_study
 
 from apt_monai import transforms
-from apt_monai.transforms import FitInPlaned, LoadStudyd, ScaleIntensityInBraind, StudyError, StudyPreprocessing
+from apt_monai.errors import StudyError
+from apt_monai.transforms import FitInPlaned, LoadStudyd, ScaleIntensityInBraind, StudyPreprocessing
 from apt_monai.transforms.bezier import BezierIntensityd
 
 CASES: dict[str, tuple[Transform, Callable[[dict], dict]]] = {

@@ -21,8 +21,9 @@ from apt_monai import __version__
 from apt_monai.contrasts import BRATS
 from apt_monai.data import read_studies
 from apt_monai.data.writers import SaveSyntheticStudyd, check_writable, pending_studies, synthetic_path
-from apt_monai.model_store import file_sha256
-from apt_monai.transforms import StudyError, StudyPreprocessing
+from apt_monai.errors import StudyError
+from apt_monai.files import file_sha256
+from apt_monai.transforms import StudyPreprocessing
 
 PROVENANCE = {"version": __version__, "seed": 7, "settings": {"start_step": 400, "weights": [0.5, 1.0]}}
 OBLIQUE = nib.affines.from_matvec(

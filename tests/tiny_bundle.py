@@ -20,7 +20,7 @@ from monai.networks.nets import DiffusionModelUNet
 
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, ContrastSet
-from apt_monai.model_store import load_model_settings, save_model_settings, save_weights
+from apt_monai.models import load_model_settings, save_model_settings, save_weights
 from apt_monai.networks import MutualInformationFusion, VisionEncoder
 from apt_monai.transforms.bezier import BEZIER_CURVES
 

@@ -11,11 +11,11 @@ import ignite.distributed as idist
 from torch import nn
 
 from apt_monai.contrasts import get_contrast_set
-from apt_monai.data.phantom import write_phantom_dataset
 from apt_monai.data.readers import read_studies
 from apt_monai.data.slice_cache import SliceCache, encode_slices
 from apt_monai.data.splits import load_split, save_split, split_subjects
 from apt_monai.distributed import is_lead, lead_first, own_share
+from apt_monai.phantom.datasets import write_phantom_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def find_studies(
         dataset_dir: the folder of study folders, or None for the phantom.
         contrasts: the dataset's name, ``"brats"`` or ``"adni"``.
         phantom_dir: where phantoms are kept; each kind has a folder of its own in it.
-        phantom_subjects, phantom_spacing, phantom_seed: see :func:`apt_monai.data.phantom.write_phantom_dataset`.
+        phantom_subjects, phantom_spacing, phantom_seed: see :func:`apt_monai.phantom.datasets.write_phantom_dataset`.
         series: which series is which contrast, for DICOM and other layouts; see :func:`apt_monai.data.read_studies`.
         require_all: every study must have every contrast, as training and evaluation need. Without it (inference), each
             phantom study is given without one contrast, a different one from study to study.

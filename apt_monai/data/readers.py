@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.transforms import StudyError
-from apt_monai.transforms.dicom import dicom_files, list_series, series_description
+from apt_monai.errors import StudyError
+from apt_monai.io.dicom import dicom_files, list_series, series_description
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from apt_monai.transforms import StudyError, StudyPreprocessing
-from apt_monai.transforms.dicom import dicom_files, split_series_path
+from apt_monai.errors import StudyError
+from apt_monai.io.dicom import dicom_files, split_series_path
+from apt_monai.transforms import StudyPreprocessing
 
 FORMAT = 1  # raise it with every change of the files, so that entries made before are not used
 SCALE = 32767  # int16 steps from 0 to 1

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from apt_monai.model_store import write_text
+from apt_monai.files import write_text
 
 PARTS = ("train", "validation", "test", "unused")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from monai.transforms import Transform
 
 from apt_monai import __version__
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.model_store import complete_file, file_sha256, write_text
-from apt_monai.transforms import ScaleIntensityInBrain, StudyError, StudyPreprocessing
-from apt_monai.transforms.dicom import find_series
+from apt_monai.errors import StudyError
+from apt_monai.files import check_writable, complete_file, file_sha256, write_text
+from apt_monai.io.dicom import find_series
+from apt_monai.transforms import ScaleIntensityInBrain, StudyPreprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -255,25 +255,6 @@ def pending_studies(
     finished = len(incomplete) - len(pending)
     logger.info("%d studies to synthesise; %d are finished in %s", len(pending), finished, output_dir)
     return pending
-
-
-def check_writable(folder: str | Path) -> None:
-    """Make a folder where it does not exist, and raise ``OSError`` if a file cannot be written there.
-
-    Example::
-
-        >>> check_writable("out")
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0")
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write to the folder {folder} ({error.strerror or error}); "
-            "free some space, make it writable or choose another one",
-        ) from error
 
 
 def _is_finished(

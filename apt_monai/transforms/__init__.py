@@ -8,7 +8,6 @@ from apt_monai.transforms.bezier import (
     BezierIntensityDict,
     bezier_curve,
 )
-from apt_monai.transforms.errors import StudyError
 from apt_monai.transforms.intensity import (
     ScaleIntensityInBrain,
     ScaleIntensityInBrainD,
@@ -17,7 +16,7 @@ from apt_monai.transforms.intensity import (
 )
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 from apt_monai.transforms.slices import FitInPlane, FitInPlaneD, FitInPlaned, FitInPlaneDict
-from apt_monai.transforms.study import LoadStudyD, LoadStudyd, LoadStudyDict, read_volume
+from apt_monai.transforms.study import LoadStudyD, LoadStudyd, LoadStudyDict
 
 __all__ = [
     "BEZIER_CURVES",
@@ -36,8 +35,6 @@ __all__ = [
     "ScaleIntensityInBrainD",
     "ScaleIntensityInBrainDict",
     "ScaleIntensityInBraind",
-    "StudyError",
     "StudyPreprocessing",
     "bezier_curve",
-    "read_volume",
 ]

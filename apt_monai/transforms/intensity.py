@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from torch import Tensor
 
-from apt_monai.transforms.errors import StudyError
+from apt_monai.errors import StudyError
 
 
 class ScaleIntensityInBrain(Transform):

@@ -14,7 +14,7 @@ from monai.utils import TraceKeys
 from torch import Tensor
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.transforms.errors import StudyError
+from apt_monai.errors import StudyError
 from apt_monai.transforms.intensity import ScaleIntensityInBraind
 from apt_monai.transforms.slices import FitInPlaned
 from apt_monai.transforms.study import LoadStudyd

@@ -2,95 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.transforms.dicom import read_dicom_series
-from apt_monai.transforms.errors import StudyError
+from apt_monai.errors import StudyError
+from apt_monai.io import read_volume
 
 AFFINE_TOLERANCE_MM = 1e-3
-
-
-def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read one 3D scalar volume, NIfTI or DICOM, and check it.
-
-    The whole file is read, so that a damaged ``.nii.gz`` is found by its checksum.
-
-    Args:
-        path: a NIfTI file, ``.nii`` or ``.nii.gz``, or a DICOM series, ``FOLDER[::SERIES_UID][::echo=N]``: the folder
-            of its files and, where that holds several series or echoes, which (see
-            :func:`apt_monai.transforms.dicom.find_series`).
-
-    Returns:
-        The intensities, ``(X, Y, Z)`` float32 with the header's scaling applied, and the affine ``(4, 4)`` float64,
-        voxels to mm, RAS+.
-
-    Raises:
-        StudyError: the file is missing, truncated or corrupt; it is not 3D, not scalar, or has an axis of a single
-            voxel; it has NaN or infinite values; its affine has no inverse; or what
-            :func:`apt_monai.transforms.dicom.read_dicom_series` refuses.
-
-    Example::
-
-        >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), "case_t1.nii.gz")
-        >>> read_volume("case_t1.nii.gz")[0].shape
-        (4, 5, 6)
-    """
-    if Path(path).is_dir() or ("::" in str(path) and not Path(path).is_file()):
-        volume, affine = read_dicom_series(path)
-    else:
-        volume, affine = _read_nifti(Path(path))
-    finite = np.isfinite(volume)
-    if not finite.all():
-        raise StudyError(f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite; mend or exclude the volume")
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
-        raise StudyError(f"{path}: the affine {affine.tolist()} has no inverse; mend the header's sform or qform")
-    return volume, affine
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise StudyError(f"{path}: no such file; correct the path or take the contrast out of the study")
-    if path.suffix.lower() in (".dcm", ".ima"):
-        raise StudyError(f"{path}: is one DICOM file, a slice; name the folder that holds its series, {path.parent}")
-    try:
-        content = path.read_bytes()
-        if path.name.endswith(".gz"):
-            content = gzip.decompress(content)
-        image_class = nib.Nifti2Image if nib.Nifti2Header.may_contain_header(content[:540]) else nib.Nifti1Image
-        image = image_class.from_bytes(content)
-        shape, dtype = image.shape, image.get_data_dtype()
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-    if dtype.names is not None or dtype.kind == "c":
-        raise StudyError(f"{path}: voxels are {dtype} (RGB or complex); one number a voxel is needed")
-    if len(shape) != 3:
-        raise StudyError(f"{path}: is {len(shape)}D, shape {shape}; a 3D volume is needed: save one frame as a file")
-    if min(shape) < 2:
-        raise StudyError(f"{path}: shape {shape} is a single slice; a volume of at least 2 voxels an axis is needed")
-    try:
-        volume = image.get_fdata(dtype=np.float32)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    return volume, np.asarray(image.affine, dtype=np.float64)
-
-
-def _unreadable(path: Path, error: Exception) -> StudyError:
-    return StudyError(
-        f"{path}: cannot be read as NIfTI, it is truncated or corrupt ({type(error).__name__}: {error}); "
-        "copy or download the file again"
-    )
 
 
 def _check_same_grid(
@@ -138,6 +63,7 @@ class LoadStudyd(Transform):
 
     Example::
 
+        >>> import nibabel as nib
         >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), "case_t1.nii.gz")
         >>> loaded = LoadStudyd("brats")({"subject": "case", "t1": "case_t1.nii.gz"})
         >>> loaded["image"].shape, loaded["available"].tolist()

@@ -19,7 +19,7 @@ from pathlib import Path
 import itk
 import numpy as np
 
-from apt_monai.transforms.errors import StudyError
+from apt_monai.errors import StudyError
 
 SLICE_TOLERANCE = 0.05
 """How far a slice may be from its place on an even grid, as a share of the distance between two slices."""

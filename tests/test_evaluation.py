@@ -15,9 +15,9 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler
 
-from apt_monai import benchmark
-from apt_monai.benchmark import Results, Row, evaluate_methods
 from apt_monai.contrasts import ADNI, BRATS
+from apt_monai.evaluation import run as benchmark
+from apt_monai.evaluation.run import Results, Row, evaluate_methods
 from apt_monai.inferers import Synthesizer, TwoStageInferer
 from apt_monai.metrics import psnr, ssim
 

@@ -33,8 +33,8 @@ import apt_monai
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data.writers import check_writable
 from apt_monai.distributed import gather, is_lead
+from apt_monai.files import write_text
 from apt_monai.metrics import psnr, ssim
-from apt_monai.model_store import write_text
 from apt_monai.visualize import SynthesisRow, draw_synthesis
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ and with the same libraries the same seed gives the same bytes.
 
 Head coordinates are millimetres from the middle of the brain, x to the right, y to the front, z up (RAS+).
 
-:mod:`apt_monai.data.phantom` writes data sets of such heads.
+:mod:`apt_monai.phantom.datasets` writes data sets of such heads.
 
 Example::
 

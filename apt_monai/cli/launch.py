@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from apt_monai.model_store import find_bundle_root
+from apt_monai.models import find_bundle_root
 
 GRACE_SECONDS = 20  # after Ctrl-C: how long the command may take to end by itself
 

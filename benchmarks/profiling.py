@@ -1,4 +1,4 @@
-"""What the method costs, in time and memory, against the published way: ``python -m apt_monai bench``.
+"""What the method costs, in time and memory, against the published way: ``make bench``.
 
 Four measurements, each against what it replaces:
 
@@ -48,9 +48,9 @@ from apt_monai.codebook import CodebookEntry, PriorCodebook, build_codebook
 from apt_monai.contrasts import BRATS
 from apt_monai.data import FeatureDataset, SliceCache, SliceDataset
 from apt_monai.engines import FusionPrepareBatch, to_device
+from apt_monai.files import write_text
 from apt_monai.inferers import GuidanceGradient, Synthesizer, TwoStageInferer, slice_seed
 from apt_monai.losses import AnatomicalConsistencyLoss
-from apt_monai.model_store import write_text
 from apt_monai.networks import MutualInformationFusion, VisionEncoder, write_untrained_encoder
 from apt_monai.transforms import StudyPreprocessing
 from apt_monai.transforms.bezier import BEZIER_CURVES

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from apt_monai import profiling
 from apt_monai.networks import write_untrained_encoder
-from apt_monai.profiling import VARIANTS, Stopwatch, Workload, summarize_laps
+from benchmarks import profiling
+from benchmarks.profiling import VARIANTS, Stopwatch, Workload, summarize_laps
 
 TINY = Workload(
     image_size=16,

@@ -8,7 +8,7 @@
 ``adni``
     The same heads as preprocessing would give them at its best: skull-stripped, on one axial grid, ready to train on.
 
-The heads are those of :mod:`apt_monai.data.phantom_head`.
+The heads are those of :mod:`apt_monai.phantom.head`.
 
 Example::
 
@@ -39,7 +39,7 @@ from scipy.special import expit
 from tqdm import tqdm
 
 from apt_monai.contrasts import ADNI, BRATS
-from apt_monai.data.phantom_head import (
+from apt_monai.phantom.head import (
     SEQUENCES,
     Grid,
     Population,

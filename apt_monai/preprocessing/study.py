@@ -49,8 +49,9 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.model_store import complete_file, write_text
-from apt_monai.transforms import StudyError, read_volume
+from apt_monai.errors import StudyError
+from apt_monai.files import complete_file, write_text
+from apt_monai.io import read_volume
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,10 @@ and often ``split.json`` and a folder with the vision encoder.
 
 from __future__ import annotations
 
-import glob
-import hashlib
 import io
 import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +24,7 @@ import torch
 from torch import nn
 
 from apt_monai.distributed import gather, lead_first
+from apt_monai.files import complete_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -39,82 +36,6 @@ Module = TypeVar("Module", bound=nn.Module)
 
 class ModelError(ValueError):
     """A model that cannot be used. The message names the file, what was found and what to do."""
-
-
-def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, as 64 hexadecimal digits.
-
-    Raises:
-        OSError: the file is missing or cannot be read.
-
-    Example::
-
-        >>> Path("weights.pt").write_bytes(b"abc")
-        3
-        >>> file_sha256("weights.pt")[:8]
-        'ba7816bf'
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def complete_file(path: str | Path) -> Iterator[Path]:
-    """Write a file so that it is complete or not there.
-
-    Gives a temporary name in the same folder, with the same extensions, to write to. When the block ends well, the file
-    takes its name in one step, in the place of an older one; when it does not, the temporary file is removed and an
-    older one stays. What an earlier run left under a temporary name when it was killed is removed.
-
-    Args:
-        path: the file; its folder is made where it does not exist.
-
-    Raises:
-        OSError: the file cannot be written (full disk, read-only folder); the message names the folder and the cause.
-
-    Example::
-
-        >>> with complete_file("settings.json") as partial:
-        ...     _ = partial.write_text("{}")
-        >>> [file.name for file in Path().iterdir()]
-        ['settings.json']
-    """
-    path = Path(path)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".*.{glob.escape(path.name)}"):
-            left.unlink(missing_ok=True)
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write {path.name} in the folder {path.parent} ({error.strerror or error}); free some space, "
-            "make the folder writable or choose another one (nothing half-written was left)",
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text as a :func:`complete_file`, in UTF-8.
-
-    Raises:
-        OSError: the file cannot be written.
-
-    Example::
-
-        >>> write_text("settings.json", "{}")
-        >>> Path("settings.json").read_text()
-        '{}'
-    """
-    with complete_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def save_model_settings(model_dir: str | Path, settings: Mapping[str, Any]) -> None:
@@ -138,7 +59,7 @@ def save_model_settings(model_dir: str | Path, settings: Mapping[str, Any]) -> N
         >>> save_model_settings("model", {"contrasts": "brats", "image_size": 256})
         Traceback (most recent call last):
         ...
-        apt_monai.model_store.ModelError: model/model.json: holds a model of other settings (image_size: 64 there, ...
+        apt_monai.models.ModelError: model/model.json: holds a model of other settings (image_size: 64 there, ...
     """
     model_dir = Path(model_dir)
     path = model_dir / "model.json"
@@ -260,7 +181,7 @@ def load_weights(module: Module, path: str | Path) -> Module:
         >>> load_weights(nn.Linear(3, 1), "fusion.pt")
         Traceback (most recent call last):
         ...
-        apt_monai.model_store.ModelError: fusion.pt: weights that do not fit the network: 1 of another shape ...
+        apt_monai.models.ModelError: fusion.pt: weights that do not fit the network: 1 of another shape ...
     """
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such weights file; train the model first, or correct the path")

@@ -1,0 +1,1 @@
+"""Evaluation: methods × subsets of acquired contrasts, as tables and pictures."""
