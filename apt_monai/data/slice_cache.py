@@ -46,9 +46,7 @@ from apt_monai.transforms import StudyPreprocessing
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = (
-    ".v2"  # ends an entry's name: raise it with every change of the files, so that entries made before are not used
-)
+LAYOUT = ".v2"  # ends an entry's name: raise it with every change of the files, so that older entries are not used
 ENTRY_FILES = ("images.npy", "regions.npy", "slices.npy", "meta.json")
 SCALE = 32767  # int16 steps from 0 to 1
 
@@ -181,8 +179,8 @@ class SliceCache:
         absent = [(study, folder) for study in studies if not _is_complete(folder := self._folder(study))]
         if absent:
             self._report_older_layouts()
-        bar = tqdm(absent, desc="slice cache", unit="study", disable=not progress, initial=len(studies) - len(absent))
-        bar.total = len(studies)
+        done = len(studies) - len(absent)
+        bar = tqdm(absent, "slice cache", len(studies), initial=done, unit="study", disable=not progress)
         for study, folder in bar:
             self._fill(study, folder)
 
@@ -225,7 +223,7 @@ class SliceCache:
         folders = [f for f in self.cache_dir.iterdir() if f.suffix != LAYOUT and not f.name.startswith(".")]
         if older := [f.name for f in folders if (f / "meta.json").is_file()]:
             logger.warning(
-                "%s: %d entries of another version of the slice cache are not used (%s, ...); delete them to free space",
+                "%s: %d entries of another version of the slice cache are not used (%s, ...); they can be deleted",
                 self.cache_dir,
                 len(older),
                 min(older),
