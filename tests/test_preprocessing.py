@@ -14,7 +14,7 @@ from tiny_studies import write_nifti
 
 from apt_monai.data.readers import read_studies
 from apt_monai.errors import StudyError
-from apt_monai.phantom.datasets import write_phantom_dataset
+from apt_monai.phantom import write_phantom_dataset
 from apt_monai.preprocessing import study as preprocessing
 from apt_monai.preprocessing.study import (
     PreprocessingSettings,

@@ -20,7 +20,7 @@ from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, ContrastSet, get_contrast_set
 from apt_monai.data import read_studies, synthetic_path
 from apt_monai.models import find_bundle_root, find_model_dir, load_model_settings
-from apt_monai.phantom.datasets import write_phantom_dataset
+from apt_monai.phantom import write_phantom_dataset
 from apt_monai.preprocessing.study import MASK_TOOLS, PreprocessingSettings, preprocess_cohort
 from apt_monai.transforms import LoadStudyd
 from apt_monai.visualize import draw_codebook

@@ -20,7 +20,7 @@ from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data import load_split, read_studies, synthetic_path
 from apt_monai.files import complete_file
 from apt_monai.models import MODEL_FILES
-from apt_monai.phantom.datasets import write_phantom_dataset
+from apt_monai.phantom import write_phantom_dataset
 from apt_monai.visualize import draw_volume
 
 DEMO_SEED = 1  # of the phantom: the shipped weights were trained on that of seed 0, so every subject is new to them
