@@ -42,7 +42,7 @@ def make_synthesizer(
         sampling_steps=s,
         unroll_iterations=n,
         guidance_scale=variant.guidance_scale,
-        amp=variant.fast,
+        precision="bfloat16" if variant.fast else "float32",
     )
     encoder = VisionEncoder(encoder_folder).to(device)
     entries = {

@@ -24,12 +24,13 @@ from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.distributed import gather, is_lead
 from apt_monai.evaluation.fingerprints import describe, sha256
 from apt_monai.evaluation.pictures import draw_case, panel_rows, picture_name
-from apt_monai.evaluation.record import device_name, resume, write_record, write_rows
+from apt_monai.evaluation.record import resume, write_record, write_rows
 from apt_monai.evaluation.scores import Batch, Method, Row, network_passes, score_batch, synthesise
 from apt_monai.evaluation.statistics import aggregate_rows
 from apt_monai.evaluation.survey import TestSet, survey
 from apt_monai.evaluation.tables import tables
 from apt_monai.files import write_text
+from apt_monai.hardware import device_name
 from apt_monai.visualize import SynthesisRow
 
 Cases = Sequence[Sequence[str]] | Literal["all"] | None
@@ -62,6 +63,7 @@ def evaluate_methods(
     cases: Cases,
     output_dir: str | Path,
     device: str | torch.device = "cpu",
+    precision: str = "float32",
     budget: Mapping[str, Any] | None = None,
 ) -> Results:
     """Score every method on every subset of acquired contrasts; write and print the tables.
@@ -88,6 +90,7 @@ def evaluate_methods(
         cases: lists of acquired contrasts. None: each contrast from all others. ``"all"``: every subset.
         output_dir: the folder of the results; made if absent.
         device: where the methods' networks are.
+        precision: in what they compute, for people to read; an evaluation may go on in another.
         budget: what the methods had to learn from, such as ``{"training subjects": 24, "iterations": 2500}``, for
             people to read below the tables.
 
@@ -131,7 +134,7 @@ def evaluate_methods(
     rows.sort(key=lambda row: order[row.method, row.acquired])  # stable: slices stay in the loader's order
     aggregate = aggregate_rows(rows)
     seconds = {name: float(np.median([r.seconds for r in rows if r.method == name])) for name in methods}
-    markdown = tables(aggregate, contrasts, subsets, test_set, seconds, str(device), budget)
+    markdown = tables(aggregate, contrasts, subsets, test_set, seconds, f"{device}, {precision}", budget)
     files = [folder / name for name in ("results.csv", "results.json", "results.md")]
     if is_lead():
         write_rows(folder / "results.csv", rows)
@@ -145,7 +148,8 @@ def evaluate_methods(
             "budget": dict(budget or {}),
             "aggregate": aggregate,
             "seconds_per_slice": seconds,
-            "device": device_name(torch.device(device)),
+            "device": device_name(device),
+            "precision": precision,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
             "pictures": [picture.name for picture in pictures],
         }
