@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +13,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 from tiny_studies import write_nifti
 
+from apt_monai.contrasts import BRATS
 from apt_monai.data.readers import read_studies
 from apt_monai.errors import StudyError
 from apt_monai.phantom import write_phantom_dataset
@@ -29,8 +31,9 @@ from apt_monai.preprocessing.study import (
 )
 from apt_monai.transforms import StudyPreprocessing
 
-FILTERS = PreprocessingSettings(mask="itk")
-QUICK = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0))
+ANY_SIZE = (0.0, 1e6)  # ml: the tests' heads are what they are
+FILTERS = PreprocessingSettings(mask="itk", brain_ml=ANY_SIZE)
+QUICK = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0), brain_ml=ANY_SIZE)
 # Intensities outside, in scalp, skull, CSF, grey matter, white matter
 LOOKS = {"t1": (2, 90, 8, 20, 60, 85), "t2": (2, 50, 5, 140, 80, 60), "pd": (2, 75, 6, 90, 85, 70)}
 T1_AFFINE = np.array([[0, 0, 6.0, -90], [6.0, 0, 0, -117], [0, 6.0, 0, -102], [0, 0, 0, 1]])  # stored sagittally
@@ -204,10 +207,53 @@ def test_t1_alone_keeps_its_own_grid_and_an_edge_in_mm_gives_isotropic_voxels(tm
     own = nib.load(preprocess_study(study, tmp_path / "a", "adni", QUICK) / "case_t1.nii.gz")
     assert own.shape == (40, 36, 31)
     assert np.allclose(own.affine, T1_AFFINE)
-    cubes = PreprocessingSettings(grid=8.0, mask="itk", bias_spacing=20.0)
+    cubes = PreprocessingSettings(grid=8.0, mask="itk", bias_spacing=20.0, brain_ml=ANY_SIZE)
     image = nib.load(preprocess_study(study, tmp_path / "b", "adni", cubes) / "case_t1.nii.gz")
     assert np.allclose(image.affine[:3, :3], np.diag([8.0] * 3))
     assert image.shape == (24, 30, 27)
+
+
+def test_brats_is_preprocessed_into_the_pose_of_its_reference(tmp_path: Path) -> None:
+    study = {"subject": "case"}
+    for name, (scan, _) in {"t1": make_t1(np.eye(4)), "t1ce": make_t1(movement()), "t2": make_pair("t2")}.items():
+        study[name] = write_nifti(tmp_path / f"case_{name}.nii.gz", scan.volume, scan.affine)
+    settings = PreprocessingSettings(grid=8.0, mask="itk", bias_spacing=20.0, levels=(8.0, 4.0), brain_ml=ANY_SIZE)
+    record = transforms_of(preprocess_study(study, tmp_path / "out", "brats", settings))
+    assert record["reference"] == "t1ce" and record["mask"]["scan"] == "t1"
+    assert record["scans"]["t1ce"]["to_scanner"] == np.eye(4).tolist()
+    assert PreprocessingSettings().grid_of(BRATS) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("names", "tool", "scan"),
+    [
+        (("flair", "t1ce", "t1"), "deepbet", "t1"),
+        (("flair", "t1ce"), "deepbet", "t1ce"),
+        (("flair", "t2"), "itk", "t2"),
+    ],
+)
+def test_deepbet_gets_a_t1_weighted_scan_wherever_it_stands_else_the_filters_work(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], tool: str, scan: str
+) -> None:
+    made = {name: make_pair("t2")[0] for name in names}
+    asked: list[str] = []
+
+    def noting(name: str) -> Callable[[Scan], Scan]:
+        return lambda given: asked.append(name) or given  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(preprocessing, "MASK_TOOLS", {name: noting(name) for name in ("deepbet", "itk")})
+    mask = preprocessing._brain_mask("case", made, BRATS, PreprocessingSettings(brain_ml=ANY_SIZE))
+    assert asked == [tool] and mask.space == scan and mask.scan is made[scan]
+    assert mask.origin.startswith(f"{tool} on {scan}")
+
+
+@pytest.mark.parametrize("ml", [12, 2071])
+def test_a_mask_that_no_head_has_is_an_error_that_names_its_volume(monkeypatch: pytest.MonkeyPatch, ml: int) -> None:
+    voxels = np.zeros((16, 16, 16), np.float32)
+    voxels.flat[:ml] = 1
+    monkeypatch.setattr(preprocessing, "MASK_TOOLS", {"itk": lambda scan: Scan(voxels, np.diag([10.0, 10, 10, 1]))})
+    with pytest.raises(StudyError, match=rf"the brain mask has {ml} ml \(itk on t2\), and a head's has 600 to 2000"):
+        preprocessing._brain_mask("case", {"t2": make_pair("t2")[0]}, BRATS, PreprocessingSettings(mask="itk"))
 
 
 def test_a_mask_of_the_users_own_is_taken_on_any_scans_grid(tmp_path: Path) -> None:
@@ -220,7 +266,7 @@ def test_a_mask_of_the_users_own_is_taken_on_any_scans_grid(tmp_path: Path) -> N
     _, true_brain = make_pair("pd")
     mask = np.asarray(nib.load(folder / "preprocessing" / "brainmask.nii.gz").dataobj) > 0
     assert dice(mask, true_brain) > 0.93
-    assert transforms_of(folder)["mask"].endswith("case_mask.nii.gz")
+    assert transforms_of(folder)["mask"]["from"].endswith("case_mask.nii.gz")
 
     write_nifti(tmp_path / "masks" / "case_mask.nii.gz", brain.astype(np.uint8), np.eye(4))
     with pytest.raises(StudyError, match=r"case_mask.nii.gz: the mask is on the grid of none .*t1, pd"):
