@@ -525,9 +525,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the diffusion model's training (default: as demo.yaml says)",
     )
     demo.add_argument(
-        "--unroll-iterations", type=at_least(0), default=10, metavar="N", help="of stage 2; the paper has 50"
+        "--unroll-iterations", type=at_least(0), default=4, metavar="N", help="of stage 2; the paper has 50"
     )
-    demo.add_argument("--slices-per-subject", type=at_least(1), default=2, metavar="N", help="to evaluate")
+    demo.add_argument("--slices-per-subject", type=at_least(1), default=1, metavar="N", help="to evaluate")
     return parser
 
 

@@ -132,9 +132,9 @@ class Demo:
         run_bundle("evaluating", config_files(self.contrasts.name, "evaluate"), overrides | self.sampling)
 
     def missing_contrasts(self) -> dict[str, str]:
-        """The contrast that each of up to four test subjects is to lack, another one each, by subject."""
+        """The contrast that each of up to two test subjects is to lack, another one each, by subject."""
         split = load_split(self.out / "model" / "split.json", self.studies())
-        return dict(zip(split["test"], self.contrasts.names, strict=False))
+        return dict(zip(split["test"][:2], self.contrasts.names, strict=False))
 
     def studies(self) -> dict[str, dict[str, str]]:
         """The phantoms' data list, by subject."""
