@@ -401,17 +401,17 @@ def build_parser() -> argparse.ArgumentParser:
     preprocess.add_argument(
         "--grid",
         type=grid,
-        default=",".join(default.grid) if isinstance(default.grid, tuple) else default.grid,
+        default=default.grid,
         metavar="CONTRASTS|MM",
-        help="the first of these contrasts that a study has gives the grid of all; or a voxel edge in mm. PD and T2 "
-        "share a grid, so by default two of ADNI's three contrasts keep their voxels and T1 becomes coarser; a finer "
-        "grid would invent two of three slices of PD and T2",
+        help="the first of these contrasts that a study has gives the grid of all; or a voxel edge in mm, in the pose "
+        "of the reference scan. By default BraTS: 1 mm in the pose of T1Gd, else T1; ADNI: the grid of PD and T2: "
+        "two of three contrasts keep their voxels, and a finer grid would invent two of three slices of them",
     )
     preprocess.add_argument(
         "--mask",
         default=default.mask,
         metavar="{" + ",".join(MASK_TOOLS) + "}|PATH",
-        help="the brain mask: deepbet, a network for T1, nearest to the truth on the phantom (pip install "
+        help="the brain mask: deepbet, a network for T1 (else it gets T1Gd), nearest to the truth (pip install "
         "'apt_monai[preprocess]'); itk, filters that need no other package; or masks of your own, a path with "
         "{subject} in it, such as masks/{subject}_mask.nii.gz",
     )
