@@ -51,6 +51,7 @@ class ContrastSet:
         contrasts: the contrasts, in order.
         segmentation_suffixes: the file-name suffixes that mean a segmentation; empty where the dataset has none.
         references: every contrast, the best reference of a registration first; empty: in the order of the contrasts.
+        echoes: the contrasts that are echoes of one scan: on one voxel grid they show the head in one pose.
         grid: the grid onto which raw scans are preprocessed: the contrasts on whose own grid the volumes come, the
             first that a study has, or the edge of isotropic voxels in mm, in the pose of the reference.
         mask_sources: every contrast, the one that shows the brain best first; empty: in the order of the contrasts.
@@ -63,6 +64,7 @@ class ContrastSet:
     contrasts: tuple[Contrast, ...]
     segmentation_suffixes: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
+    echoes: tuple[tuple[str, ...], ...] = ()
     grid: tuple[str, ...] | float = 1.0
     mask_sources: tuple[str, ...] = ()
 
@@ -73,8 +75,8 @@ class ContrastSet:
                     f"{role} of the contrast set {self.name} are {', '.join(names)}: "
                     f"name each of {', '.join(self.names)} once, the best first, or none"
                 )
-        if not isinstance(self.grid, (int, float)):
-            self.check(self.grid)
+        for names in (*self.echoes, () if isinstance(self.grid, (int, float)) else self.grid):
+            self.check(names)
 
     def __len__(self) -> int:
         return len(self.contrasts)
@@ -142,6 +144,7 @@ ADNI = ContrastSet(
         Contrast("pd", "PD", ("pd",), "PDw"),
     ),
     references=("t1", "t2", "pd"),
+    echoes=(("t2", "pd"),),
     # Two of the three contrasts then keep their acquired voxels, and only T1 is resampled, from finer to coarser (with
     # the slice thickness averaged); a finer grid would invent two of three slices of PD and T2. Its slices are axial.
     grid=("pd", "t2", "t1"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -13,10 +14,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 from tiny_studies import write_nifti
 
-from apt_monai.contrasts import BRATS
+from apt_monai.contrasts import get_contrast_set
 from apt_monai.data.readers import read_studies
 from apt_monai.errors import StudyError
-from apt_monai.phantom import write_phantom_dataset
+from apt_monai.phantom.datasets import write_phantom_dataset
 from apt_monai.preprocessing import study as preprocessing
 from apt_monai.preprocessing.study import (
     PreprocessingSettings,
@@ -31,9 +32,8 @@ from apt_monai.preprocessing.study import (
 )
 from apt_monai.transforms import StudyPreprocessing
 
-ANY_SIZE = (0.0, 1e6)  # ml: the tests' heads are what they are
-FILTERS = PreprocessingSettings(mask="itk", brain_ml=ANY_SIZE)
-QUICK = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0), brain_ml=ANY_SIZE)
+FILTERS = PreprocessingSettings(mask="itk")
+QUICK = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0))
 # Intensities outside, in scalp, skull, CSF, grey matter, white matter
 LOOKS = {"t1": (2, 90, 8, 20, 60, 85), "t2": (2, 50, 5, 140, 80, 60), "pd": (2, 75, 6, 90, 85, 70)}
 T1_AFFINE = np.array([[0, 0, 6.0, -90], [6.0, 0, 0, -117], [0, 6.0, 0, -102], [0, 0, 0, 1]])  # stored sagittally
@@ -207,53 +207,87 @@ def test_t1_alone_keeps_its_own_grid_and_an_edge_in_mm_gives_isotropic_voxels(tm
     own = nib.load(preprocess_study(study, tmp_path / "a", "adni", QUICK) / "case_t1.nii.gz")
     assert own.shape == (40, 36, 31)
     assert np.allclose(own.affine, T1_AFFINE)
-    cubes = PreprocessingSettings(grid=8.0, mask="itk", bias_spacing=20.0, brain_ml=ANY_SIZE)
+    cubes = PreprocessingSettings(grid=8.0, mask="itk", bias_spacing=20.0)
     image = nib.load(preprocess_study(study, tmp_path / "b", "adni", cubes) / "case_t1.nii.gz")
     assert np.allclose(image.affine[:3, :3], np.diag([8.0] * 3))
     assert image.shape == (24, 30, 27)
 
 
-def test_brats_is_preprocessed_into_the_pose_of_its_reference(tmp_path: Path) -> None:
-    study = {"subject": "case"}
-    for name, (scan, _) in {"t1": make_t1(np.eye(4)), "t1ce": make_t1(movement()), "t2": make_pair("t2")}.items():
-        study[name] = write_nifti(tmp_path / f"case_{name}.nii.gz", scan.volume, scan.affine)
-    settings = PreprocessingSettings(grid=8.0, mask="itk", bias_spacing=20.0, levels=(8.0, 4.0), brain_ml=ANY_SIZE)
-    record = transforms_of(preprocess_study(study, tmp_path / "out", "brats", settings))
-    assert record["reference"] == "t1ce" and record["mask"]["scan"] == "t1"
-    assert record["scans"]["t1ce"]["to_scanner"] == np.eye(4).tolist()
-    assert PreprocessingSettings().grid_of(BRATS) == 1.0
+def test_brats_comes_with_its_defaults_at_1_mm_in_the_pose_of_the_contrast_sets_reference(tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / "case"
+    scans = {"flair": make_pair("pd")[0], "t1": make_t1(movement())[0], "t2": make_pair("t2")[0]}
+    study = {"subject": "case"} | {
+        name: write_nifti(folder / f"case_{name}.nii.gz", scan.volume, scan.affine) for name, scan in scans.items()
+    }
+    settings = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0))
+    report = preprocess_cohort([study], tmp_path / "out", "brats", settings, progress=False)
+    assert report.written == ["case"]
+    record = transforms_of(tmp_path / "out" / "case")
+    assert record["reference"] == "t1"  # no T1Gd
+    assert np.allclose(np.linalg.norm(np.array(record["grid"]["affine"])[:3, :3], axis=0), 1.0)
+    assert record["scans"]["t1"]["to_scanner"] == np.eye(4).tolist()
+    assert record["mask"]["scan"] == "t1"
+    assert json.loads((tmp_path / "out" / "preprocessing.json").read_text())["grid"] == 1.0
+
+
+def test_scans_of_one_grid_are_registered_unless_the_contrast_set_says_that_they_are_one_acquisition() -> None:
+    true = movement()  # between T1 and T1Gd the patient moved, on a grid that was planned once
+    fixed, brain = make_t1(np.eye(4))
+    moving, _ = make_t1(true)
+    scans = {"t1ce": fixed, "t1": moving}
+    matrices, information = preprocessing._register_study("case", scans, "t1ce", get_contrast_set("brats"), (8.0, 4.0))
+    assert np.median(errors_mm(matrices["t1"], true, brain, fixed.affine)) < 1.5
+    assert list(information) == ["t1"]
+    echoes = {"t2": fixed, "pd": moving}
+    matrices, information = preprocessing._register_study("case", echoes, "pd", get_contrast_set("adni"), (8.0, 4.0))
+    assert np.array_equal(matrices["t2"], np.eye(4)) and not information
+
+
+def test_an_isotropic_grid_lies_along_the_axes_of_an_oblique_scan() -> None:
+    turn = movement((12.0, 5.0, -8.0), (3, 4, 5))
+    scan = Scan(np.ones((6, 8, 4), np.float32), turn @ np.diag([-1.0, 1.0, 5.0, 1.0]))
+    shape, affine = preprocessing._isotropic_grid(scan, 1.0)
+    assert shape == (6, 8, 20)
+    assert np.allclose(affine[:3, :3], turn[:3, :3], atol=1e-6)  # right angles, nearest to RAS
+    middle = (np.array(shape) - 1) / 2
+    assert np.allclose(affine @ [*middle, 1], scan.affine @ [2.5, 3.5, 1.5, 1])
 
 
 @pytest.mark.parametrize(
-    ("names", "tool", "scan"),
+    ("dataset", "names", "tool", "source"),
     [
-        (("flair", "t1ce", "t1"), "deepbet", "t1"),
-        (("flair", "t1ce"), "deepbet", "t1ce"),
-        (("flair", "t2"), "itk", "t2"),
+        ("brats", ("flair", "t1", "t1ce", "t2"), "deepbet", "t1"),
+        ("brats", ("flair", "t1ce", "t2"), "deepbet", "t1ce"),
+        ("brats", ("flair", "t2"), "itk", "t2"),
+        ("adni", ("t1", "t2", "pd"), "deepbet", "t1"),
+        ("adni", ("t2", "pd"), "itk", "t2"),
     ],
 )
-def test_deepbet_gets_a_t1_weighted_scan_wherever_it_stands_else_the_filters_work(
-    monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], tool: str, scan: str
+def test_deepbet_gets_t1_wherever_it_is_else_t1gd_else_the_filters_work(
+    dataset: str, names: tuple[str, ...], tool: str, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = {name: make_pair("t2")[0] for name in names}
-    asked: list[str] = []
+    litre = Scan(np.ones((10, 10, 10), np.float32), np.diag([10.0, 10.0, 10.0, 1.0]))
+    asked: list[tuple[str, Scan]] = []
 
-    def noting(name: str) -> Callable[[Scan], Scan]:
-        return lambda given: asked.append(name) or given  # type: ignore[func-returns-value]
+    def masked_by(name: str, scan: Scan) -> Scan:
+        asked.append((name, scan))
+        return litre
 
-    monkeypatch.setattr(preprocessing, "MASK_TOOLS", {name: noting(name) for name in ("deepbet", "itk")})
-    mask = preprocessing._brain_mask("case", made, BRATS, PreprocessingSettings(brain_ml=ANY_SIZE))
-    assert asked == [tool] and mask.space == scan and mask.scan is made[scan]
-    assert mask.origin.startswith(f"{tool} on {scan}")
+    tools = {name: partial(masked_by, name) for name in ("itk", "deepbet")}
+    monkeypatch.setattr(preprocessing, "MASK_TOOLS", tools)
+    scans = {name: Scan(litre.volume * i, litre.affine) for i, name in enumerate(names)}
+    mask = preprocessing._brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings())
+    assert asked == [(tool, scans[source])]
+    assert mask.origin.startswith(f"{tool} on {source}") and mask.space == source and mask.ml == 1000
+    assert tool == "deepbet" or "needs a T1-weighted scan" in mask.origin
 
 
-@pytest.mark.parametrize("ml", [12, 2071])
-def test_a_mask_that_no_head_has_is_an_error_that_names_its_volume(monkeypatch: pytest.MonkeyPatch, ml: int) -> None:
-    voxels = np.zeros((16, 16, 16), np.float32)
-    voxels.flat[:ml] = 1
-    monkeypatch.setattr(preprocessing, "MASK_TOOLS", {"itk": lambda scan: Scan(voxels, np.diag([10.0, 10, 10, 1]))})
-    with pytest.raises(StudyError, match=rf"the brain mask has {ml} ml \(itk on t2\), and a head's has 600 to 2000"):
-        preprocessing._brain_mask("case", {"t2": make_pair("t2")[0]}, BRATS, PreprocessingSettings(mask="itk"))
+def test_a_brain_volume_outside_what_heads_have_is_an_error_that_says_so(tmp_path: Path) -> None:
+    study = write_raw(tmp_path / "case", ("t2", "pd"))
+    message = r"'case': the brain mask has \d+ ml \(itk on t2\), and a head's has 100 to 300; look at t2.*your own"
+    with pytest.raises(StudyError, match=message):
+        preprocess_study(study, tmp_path / "out", "adni", replace(QUICK, brain_ml=(100.0, 300.0)))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_mask_of_the_users_own_is_taken_on_any_scans_grid(tmp_path: Path) -> None:
@@ -354,6 +388,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         ({"grid": ()}, "names no contrast"),
         ({"mask": "masks/all.nii.gz"}, "valid are itk, deepbet, or a path"),
         ({"levels": ()}, "above 0 mm"),
+        ({"brain_ml": (900.0, 600.0)}, "brain_ml is 900 to 600 ml"),
     ):
         with pytest.raises(ValueError, match=match):
             PreprocessingSettings(**arguments)

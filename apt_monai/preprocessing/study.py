@@ -4,8 +4,9 @@ BraTS comes that way; ADNI does not: T1 is a 3D scan of 1 mm, PD and T2 are the 
 slices, the head moved in between, and skull and scalp are there. For each study:
 
 1. N4 bias correction of each scan (ITK; the smooth field is estimated at about 6 mm and applied to every voxel);
-2. rigid registration by Mattes mutual information (ITK), coarse to fine. Scans on the same voxel grid count as acquired
-   together (the echoes of PD and T2) and share one transform;
+2. rigid registration by Mattes mutual information (ITK), coarse to fine. The echoes of one
+   scan (PD and T2 of ADNI, where they are on one voxel grid) share one transform. Other scans on one grid do not: it is
+   planned once, and the patient moves, as between T1 and T1Gd;
 3. a brain mask: of ITK filters, of deepbet, or a file of the user's own;
 4. resampling onto one grid, and 0 outside the brain.
 
@@ -126,6 +127,8 @@ class PreprocessingSettings:
             raise ValueError(
                 f"levels {self.levels} and bias_spacing {self.bias_spacing} must be voxel sizes above 0 mm"
             )
+        if not 0 <= self.brain_ml[0] < self.brain_ml[1]:
+            raise ValueError(f"brain_ml is {self.brain_ml[0]:g} to {self.brain_ml[1]:g} ml: valid is low to high")
 
     def grid_of(self, contrasts: ContrastSet) -> tuple[str, ...] | float:
         """The grid that is asked for, or else the contrast set's own."""
@@ -492,7 +495,7 @@ def preprocess_study(
     reference = _reference(subject, ranked, grid)
 
     scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
-    matrices, information = _register_study(subject, {name: scans[name] for name in ranked}, reference, settings.levels)
+    matrices, information = _register_study(subject, scans, reference, contrast_set, settings.levels)
     mask = _brain_mask(subject, scans, contrast_set, settings)
     logger.info("%s: brain mask by %s", subject, mask.origin)
     if isinstance(grid, (int, float)):
@@ -577,22 +580,28 @@ def _reference(subject: str, names: Sequence[str], grid: tuple[str, ...] | float
 
 
 def _register_study(
-    subject: str, scans: Mapping[str, Scan], reference: str, levels: Sequence[float]
+    subject: str, scans: Mapping[str, Scan], reference: str, contrasts: ContrastSet, levels: Sequence[float]
 ) -> tuple[dict[str, Matrix], dict[str, float]]:
     """Each scan's matrix from output space to its own space, and the mutual information of those registered."""
+
+    def one_acquisition(first: str, second: str) -> bool:
+        same_grid = scans[first].is_on(scans[second].volume.shape, scans[second].affine)
+        return same_grid and (first == second or any({first, second} <= set(scan) for scan in contrasts.echoes))
+
     matrices: dict[str, Matrix] = {}
     information: dict[str, float] = {}
-    # The first of each grid, in the order of the contrast set's references, stands for the others on it
-    fixed = next(scan for scan in scans.values() if scan.is_on(scans[reference].volume.shape, scans[reference].affine))
-    for name, scan in scans.items():
-        together = next((m for m in matrices if scans[m].is_on(scan.volume.shape, scan.affine)), None)
-        if scan.is_on(fixed.volume.shape, fixed.affine):
+    # Of an acquisition's echoes the first, in the order of the contrast set's references, stands for the others
+    ranked = [name for name in contrasts.references or contrasts.names if name in scans]
+    fixed = next(name for name in ranked if one_acquisition(name, reference))
+    for name in ranked:
+        together = next((m for m in matrices if one_acquisition(m, name)), None)
+        if one_acquisition(name, fixed):
             matrices[name] = np.eye(4)
         elif together:
             matrices[name] = matrices[together]
         else:
             try:
-                matrices[name], information[name] = register_rigidly(fixed, scan, levels)
+                matrices[name], information[name] = register_rigidly(scans[fixed], scans[name], levels)
             except RuntimeError as error:
                 raise StudyError(
                     f"study {subject!r}: {name} could not be registered to {reference} ({error}); "
