@@ -36,6 +36,11 @@ class Contrast:
     suffixes: tuple[str, ...]
     bids: str
 
+    @property
+    def t1_weighted(self) -> bool:
+        """Whether it is T1-weighted, with or without a contrast agent, by its suffix in BIDS."""
+        return self.bids.endswith("T1w")
+
 
 @dataclass(frozen=True)
 class ContrastSet:
@@ -45,11 +50,33 @@ class ContrastSet:
         name: the dataset's name, ``"brats"`` or ``"adni"``.
         contrasts: the contrasts, in order.
         segmentation_suffixes: the file-name suffixes that mean a segmentation; empty where the dataset has none.
+        references: every contrast, the best reference of a registration first; empty: in the order of the contrasts.
+        echoes: the contrasts that are echoes of one scan: on one voxel grid they show the head in one pose.
+        grid: the grid onto which raw scans are preprocessed: the contrasts on whose own grid the volumes come, the
+            first that a study has, or the edge of isotropic voxels in mm, in the pose of the reference.
+        mask_sources: every contrast, the one that shows the brain best first; empty: in the order of the contrasts.
+
+    Raises:
+        ValueError: a role names a contrast that the set does not have, or lacks one.
     """
 
     name: str
     contrasts: tuple[Contrast, ...]
     segmentation_suffixes: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    echoes: tuple[tuple[str, ...], ...] = ()
+    grid: tuple[str, ...] | float = 1.0
+    mask_sources: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for role, names in (("references", self.references), ("mask_sources", self.mask_sources)):
+            if names and sorted(names) != sorted(self.names):
+                raise ValueError(
+                    f"{role} of the contrast set {self.name} are {', '.join(names)}: "
+                    f"name each of {', '.join(self.names)} once, the best first, or none"
+                )
+        for names in (*self.echoes, () if isinstance(self.grid, (int, float)) else self.grid):
+            self.check(names)
 
     def __len__(self) -> int:
         return len(self.contrasts)
@@ -106,6 +133,8 @@ BRATS = ContrastSet(
         Contrast("t2", "T2", ("t2", "t2w"), "T2w"),
     ),
     segmentation_suffixes=("seg",),
+    references=("t1ce", "t1", "flair", "t2"),
+    mask_sources=("t1", "t1ce", "t2", "flair"),
 )
 ADNI = ContrastSet(
     "adni",
@@ -114,6 +143,12 @@ ADNI = ContrastSet(
         Contrast("t2", "T2", ("t2",), "T2w"),
         Contrast("pd", "PD", ("pd",), "PDw"),
     ),
+    references=("t1", "t2", "pd"),
+    echoes=(("t2", "pd"),),
+    # Two of the three contrasts then keep their acquired voxels, and only T1 is resampled, from finer to coarser (with
+    # the slice thickness averaged); a finer grid would invent two of three slices of PD and T2. Its slices are axial.
+    grid=("pd", "t2", "t1"),
+    mask_sources=("t1", "t2", "pd"),
 )
 CONTRAST_SETS = {s.name: s for s in (BRATS, ADNI)}
 

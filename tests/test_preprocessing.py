@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -12,6 +14,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 from tiny_studies import write_nifti
 
+from apt_monai.contrasts import get_contrast_set
 from apt_monai.data.readers import read_studies
 from apt_monai.errors import StudyError
 from apt_monai.phantom.datasets import write_phantom_dataset
@@ -210,6 +213,83 @@ def test_t1_alone_keeps_its_own_grid_and_an_edge_in_mm_gives_isotropic_voxels(tm
     assert image.shape == (24, 30, 27)
 
 
+def test_brats_comes_with_its_defaults_at_1_mm_in_the_pose_of_the_contrast_sets_reference(tmp_path: Path) -> None:
+    folder = tmp_path / "raw" / "case"
+    scans = {"flair": make_pair("pd")[0], "t1": make_t1(movement())[0], "t2": make_pair("t2")[0]}
+    study = {"subject": "case"} | {
+        name: write_nifti(folder / f"case_{name}.nii.gz", scan.volume, scan.affine) for name, scan in scans.items()
+    }
+    settings = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0))
+    report = preprocess_cohort([study], tmp_path / "out", "brats", settings, progress=False)
+    assert report.written == ["case"]
+    record = transforms_of(tmp_path / "out" / "case")
+    assert record["reference"] == "t1"  # no T1Gd
+    assert np.allclose(np.linalg.norm(np.array(record["grid"]["affine"])[:3, :3], axis=0), 1.0)
+    assert record["scans"]["t1"]["to_scanner"] == np.eye(4).tolist()
+    assert record["mask"]["scan"] == "t1"
+    assert json.loads((tmp_path / "out" / "preprocessing.json").read_text())["grid"] == 1.0
+
+
+def test_scans_of_one_grid_are_registered_unless_the_contrast_set_says_that_they_are_one_acquisition() -> None:
+    true = movement()  # between T1 and T1Gd the patient moved, on a grid that was planned once
+    fixed, brain = make_t1(np.eye(4))
+    moving, _ = make_t1(true)
+    scans = {"t1ce": fixed, "t1": moving}
+    matrices, information = preprocessing._register_study("case", scans, "t1ce", get_contrast_set("brats"), (8.0, 4.0))
+    assert np.median(errors_mm(matrices["t1"], true, brain, fixed.affine)) < 1.5
+    assert list(information) == ["t1"]
+    echoes = {"t2": fixed, "pd": moving}
+    matrices, information = preprocessing._register_study("case", echoes, "pd", get_contrast_set("adni"), (8.0, 4.0))
+    assert np.array_equal(matrices["t2"], np.eye(4)) and not information
+
+
+def test_an_isotropic_grid_lies_along_the_axes_of_an_oblique_scan() -> None:
+    turn = movement((12.0, 5.0, -8.0), (3, 4, 5))
+    scan = Scan(np.ones((6, 8, 4), np.float32), turn @ np.diag([-1.0, 1.0, 5.0, 1.0]))
+    shape, affine = preprocessing._isotropic_grid(scan, 1.0)
+    assert shape == (6, 8, 20)
+    assert np.allclose(affine[:3, :3], turn[:3, :3], atol=1e-6)  # right angles, nearest to RAS
+    middle = (np.array(shape) - 1) / 2
+    assert np.allclose(affine @ [*middle, 1], scan.affine @ [2.5, 3.5, 1.5, 1])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names", "tool", "source"),
+    [
+        ("brats", ("flair", "t1", "t1ce", "t2"), "deepbet", "t1"),
+        ("brats", ("flair", "t1ce", "t2"), "deepbet", "t1ce"),
+        ("brats", ("flair", "t2"), "itk", "t2"),
+        ("adni", ("t1", "t2", "pd"), "deepbet", "t1"),
+        ("adni", ("t2", "pd"), "itk", "t2"),
+    ],
+)
+def test_deepbet_gets_t1_wherever_it_is_else_t1gd_else_the_filters_work(
+    dataset: str, names: tuple[str, ...], tool: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    litre = Scan(np.ones((10, 10, 10), np.float32), np.diag([10.0, 10.0, 10.0, 1.0]))
+    asked: list[tuple[str, Scan]] = []
+
+    def masked_by(name: str, scan: Scan) -> Scan:
+        asked.append((name, scan))
+        return litre
+
+    tools = {name: partial(masked_by, name) for name in ("itk", "deepbet")}
+    monkeypatch.setattr(preprocessing, "MASK_TOOLS", tools)
+    scans = {name: Scan(litre.volume * i, litre.affine) for i, name in enumerate(names)}
+    mask = preprocessing._brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings())
+    assert asked == [(tool, scans[source])]
+    assert mask.origin.startswith(f"{tool} on {source}") and mask.space == source and mask.ml == 1000
+    assert tool == "deepbet" or "needs a T1-weighted scan" in mask.origin
+
+
+def test_a_brain_volume_outside_what_heads_have_is_an_error_that_says_so(tmp_path: Path) -> None:
+    study = write_raw(tmp_path / "case", ("t2", "pd"))
+    message = r"'case': the brain mask has \d+ ml \(itk on t2\), and a head's has 100 to 300; look at t2.*your own"
+    with pytest.raises(StudyError, match=message):
+        preprocess_study(study, tmp_path / "out", "adni", replace(QUICK, brain_ml=(100.0, 300.0)))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_mask_of_the_users_own_is_taken_on_any_scans_grid(tmp_path: Path) -> None:
     study = write_raw(tmp_path / "case", ("t1", "pd"))
     _, brain = make_t1(movement())
@@ -220,7 +300,7 @@ def test_a_mask_of_the_users_own_is_taken_on_any_scans_grid(tmp_path: Path) -> N
     _, true_brain = make_pair("pd")
     mask = np.asarray(nib.load(folder / "preprocessing" / "brainmask.nii.gz").dataobj) > 0
     assert dice(mask, true_brain) > 0.93
-    assert transforms_of(folder)["mask"].endswith("case_mask.nii.gz")
+    assert transforms_of(folder)["mask"]["from"].endswith("case_mask.nii.gz")
 
     write_nifti(tmp_path / "masks" / "case_mask.nii.gz", brain.astype(np.uint8), np.eye(4))
     with pytest.raises(StudyError, match=r"case_mask.nii.gz: the mask is on the grid of none .*t1, pd"):
@@ -308,6 +388,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         ({"grid": ()}, "names no contrast"),
         ({"mask": "masks/all.nii.gz"}, "valid are itk, deepbet, or a path"),
         ({"levels": ()}, "above 0 mm"),
+        ({"brain_ml": (900.0, 600.0)}, "brain_ml is 900 to 600 ml"),
     ):
         with pytest.raises(ValueError, match=match):
             PreprocessingSettings(**arguments)

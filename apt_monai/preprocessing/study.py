@@ -4,8 +4,9 @@ BraTS comes that way; ADNI does not: T1 is a 3D scan of 1 mm, PD and T2 are the 
 slices, the head moved in between, and skull and scalp are there. For each study:
 
 1. N4 bias correction of each scan (ITK; the smooth field is estimated at about 6 mm and applied to every voxel);
-2. rigid registration by Mattes mutual information (ITK), coarse to fine. Scans on the same voxel grid count as acquired
-   together (the echoes of PD and T2) and share one transform;
+2. rigid registration by Mattes mutual information (ITK), coarse to fine. The echoes of one
+   scan (PD and T2 of ADNI, where they are on one voxel grid) share one transform. Other scans on one grid do not: it is
+   planned once, and the patient moves, as between T1 and T1Gd;
 3. a brain mask: of ITK filters, of deepbet, or a file of the user's own;
 4. resampling onto one grid, and 0 outside the brain.
 
@@ -51,6 +52,7 @@ from tqdm import tqdm
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, write_text
+from apt_monai.geometry import set_space
 from apt_monai.io import read_volume
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ logger = logging.getLogger(__name__)
 Volume = NDArray[np.float32]
 Matrix = NDArray[np.float64]
 
-VERSION = 1  # raise it with every change of what comes out: another version's folder is refused
+VERSION = 2  # raise it with every change of what comes out: another version's folder is refused
 SETTINGS_NAME = "preprocessing.json"
 DETAILS_FOLDER = "preprocessing"  # within a study's folder; the readers look at no folder below a study
 TRANSFORMS_NAME = "transforms.json"
@@ -79,39 +81,42 @@ class PreprocessingSettings:
 
     Args:
         grid: the contrasts on whose grid the volumes come, the first that the study has; or a number: isotropic voxels
-            of that edge in mm, along the axes of the scanner, over the field of view of the study's first contrast.
-            The default is the grid of PD and T2: two of ADNI's three contrasts then keep their acquired voxels, and
-            only T1 is resampled, from finer to coarser (with the slice thickness averaged); a finer grid would invent
-            two of three slices of PD and T2. Its slices are axial too, as the networks need them.
+            of that edge in mm, along the axes and over the field of view of the study's reference scan (the first that
+            it has of the contrast set's ``references``). None is the contrast set's own: for BraTS 1 mm, for ADNI the
+            grid of PD and T2.
         mask: the brain mask. ``"deepbet"``: a network for T1 (``pip install deepbet``, weights included, MIT licence);
-            a study without T1 gets the filters. ``"itk"``: the filters, which need no other package and know no
-            anatomy. Or a path with ``{subject}`` in it, such as ``masks/{subject}_mask.nii.gz``: masks of your own,
-            above 0 in the brain, on the grid of one of the study's scans. On the phantom's T1 (3 mm, two subjects)
-            deepbet's Dice with the true mask was 0.97 and 0.97, that of the filters 0.96 and 0.92 (the second one
-            atrophic).
+            a study without T1 gives it T1Gd, and one without a T1-weighted scan gets the filters. ``"itk"``: the
+            filters, which need no other package and know no anatomy. Or a path with ``{subject}`` in it, such as
+            ``masks/{subject}_mask.nii.gz``: masks of your own, above 0 in the brain, on the grid of one of the study's
+            scans. On the phantom's T1 (3 mm, two subjects) deepbet's Dice with the true mask was 0.97 and 0.97, that
+            of the filters 0.96 and 0.92 (the second one atrophic).
         bias_spacing: the voxel size in mm at which the bias field is estimated.
         levels: the voxel sizes in mm of the registration, coarse to fine.
+        brain_ml: the least and greatest volume of a mask that a tool made. What is within the skull has about 1,100 to
+            1,900 ml in adults, with atrophy too (fluid takes the brain's place), and 600 or more from a few months of
+            age on; a mask with the scalp in it has more than 2,000. A mask of the user's own is taken as it is.
 
     Raises:
         ValueError: a setting is not valid.
 
     Example::
 
-        >>> PreprocessingSettings().grid
-        ('pd', 't2', 't1')
         >>> PreprocessingSettings(grid=1.5).grid
         1.5
+        >>> PreprocessingSettings().grid_of(get_contrast_set("adni"))
+        ('pd', 't2', 't1')
     """
 
-    grid: tuple[str, ...] | float = ("pd", "t2", "t1")
+    grid: tuple[str, ...] | float | None = None
     mask: str = "deepbet"
     bias_spacing: float = 6.0
     levels: tuple[float, ...] = (8.0, 4.0, 2.0)
+    brain_ml: tuple[float, float] = (600.0, 2000.0)
 
     def __post_init__(self) -> None:
         if isinstance(self.grid, (int, float)) and not 0.2 <= self.grid <= 20:
             raise ValueError(f"grid is {self.grid} mm: valid is 0.2 to 20, or names of contrasts")
-        if not isinstance(self.grid, (int, float)) and not self.grid:
+        if self.grid == ():
             raise ValueError("grid names no contrast: give at least one, or a voxel edge in mm")
         if self.mask not in MASK_TOOLS and "{subject}" not in self.mask:
             raise ValueError(
@@ -122,6 +127,12 @@ class PreprocessingSettings:
             raise ValueError(
                 f"levels {self.levels} and bias_spacing {self.bias_spacing} must be voxel sizes above 0 mm"
             )
+        if not 0 <= self.brain_ml[0] < self.brain_ml[1]:
+            raise ValueError(f"brain_ml is {self.brain_ml[0]:g} to {self.brain_ml[1]:g} ml: valid is low to high")
+
+    def grid_of(self, contrasts: ContrastSet) -> tuple[str, ...] | float:
+        """The grid that is asked for, or else the contrast set's own."""
+        return contrasts.grid if self.grid is None else self.grid
 
 
 @dataclass(frozen=True)
@@ -413,13 +424,20 @@ def resample(scan: Scan, shape: Sequence[int], affine: Matrix, matrix: Matrix, o
 
 
 def _isotropic_grid(scan: Scan, spacing: float) -> tuple[tuple[int, ...], Matrix]:
-    """The grid of isotropic voxels along the RAS axes that covers a scan's field of view."""
+    """The grid of isotropic voxels along a scan's own axes, in the order nearest to RAS, over its field of view."""
+    left, _, right = np.linalg.svd(scan.affine[:3, :3] / scan.spacing)
+    axes = left @ right  # the nearest right angles: a sheared scan's axes have others
+    order = nib.io_orientation(np.vstack([np.column_stack([axes, np.zeros(3)]), [0, 0, 0, 1]]))
+    turned = np.empty((3, 3))
+    for axis, (nearest, sign) in enumerate(order):
+        turned[:, int(nearest)] = sign * axes[:, axis]
     edges = product(*((-0.5, n - 0.5) for n in scan.volume.shape))
-    corners = (scan.affine @ np.array([[*edge, 1] for edge in edges]).T)[:3]  # 3×8
+    corners = turned.T @ (scan.affine @ np.array([[*edge, 1] for edge in edges]).T)[:3]  # 3×8
     low, high = corners.min(axis=1), corners.max(axis=1)
     shape = np.ceil((high - low) / spacing - 1e-6).astype(int)
-    affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = (low + high) / 2 - spacing * (shape - 1) / 2
+    affine = np.eye(4)
+    affine[:3, :3] = turned * spacing
+    affine[:3, 3] = turned @ ((low + high) / 2 - spacing * (shape - 1) / 2)
     return tuple(int(n) for n in shape), affine
 
 
@@ -453,7 +471,7 @@ def preprocess_study(
         >>> axis = np.linspace(-1, 1, 24)
         >>> radius = np.sqrt(sum(np.square(np.meshgrid(axis, axis, axis))))
         >>> scan = (100 * (radius < 0.6) + 60 * ((radius > 0.8) & (radius < 0.97)) + 3).astype(np.float32)
-        >>> nib.save(nib.Nifti1Image(scan, np.diag([8, 8, 8, 1])), "case_t1.nii.gz")
+        >>> nib.save(nib.Nifti1Image(scan, np.diag([6, 6, 6, 1])), "case_t1.nii.gz")
         >>> study, settings = {"subject": "case", "t1": "case_t1.nii.gz"}, PreprocessingSettings(mask="itk")
         >>> folder = preprocess_study(study, "out", "adni", settings)
         >>> sorted(path.name for path in folder.iterdir())
@@ -472,16 +490,19 @@ def preprocess_study(
             f"study {subject!r}: has no contrast; at least one of {', '.join(contrast_set.names)} is needed"
         )
     raw = {name: _read_scan(study[name]) for name in names}
-    reference = _reference(subject, names, settings.grid)
+    grid = settings.grid_of(contrast_set)
+    ranked = [name for name in contrast_set.references or names if name in raw]
+    reference = _reference(subject, ranked, grid)
 
     scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
-    matrices, information = _register_study(subject, scans, reference, settings.levels)
-    mask, mask_matrix, mask_origin = _brain_mask(subject, scans, matrices, settings.mask)
-    if isinstance(settings.grid, (int, float)):
-        shape, affine = _isotropic_grid(scans[reference], settings.grid)
+    matrices, information = _register_study(subject, scans, reference, contrast_set, settings.levels)
+    mask = _brain_mask(subject, scans, contrast_set, settings)
+    logger.info("%s: brain mask by %s", subject, mask.origin)
+    if isinstance(grid, (int, float)):
+        shape, affine = _isotropic_grid(scans[reference], grid)
     else:
         shape, affine = scans[reference].volume.shape, scans[reference].affine
-    brain = resample(mask, shape, affine, mask_matrix, order=1) > 0.5
+    brain = resample(mask.scan, shape, affine, matrices[mask.space], order=1) > 0.5
     found = np.count_nonzero(brain)
     for name, scan in scans.items():  # what one scan does not reach, no volume has
         brain &= resample(Scan(np.ones_like(scan.volume), scan.affine), shape, affine, matrices[name], order=1) > 0.5
@@ -511,7 +532,7 @@ def preprocess_study(
             "space": "millimetres, RAS+; 'to_scanner' maps output space to the scan's own scanner space",
             "reference": reference,
             "grid": {"shape": list(shape), "affine": affine.tolist()},
-            "mask": mask_origin,
+            "mask": {"from": mask.origin, "scan": mask.space, "ml": mask.ml},
             "brain_ml": round(float(np.count_nonzero(brain) * abs(np.linalg.det(affine[:3, :3])) / 1000), 1),
             "scans": {
                 name: {
@@ -546,6 +567,7 @@ def _read_scan(path: str) -> Scan:
 
 
 def _reference(subject: str, names: Sequence[str], grid: tuple[str, ...] | float) -> str:
+    """The scan in whose space the volumes come, of a study's scans with the best reference first."""
     if isinstance(grid, (int, float)):
         return names[0]
     for name in grid:
@@ -558,22 +580,28 @@ def _reference(subject: str, names: Sequence[str], grid: tuple[str, ...] | float
 
 
 def _register_study(
-    subject: str, scans: Mapping[str, Scan], reference: str, levels: Sequence[float]
+    subject: str, scans: Mapping[str, Scan], reference: str, contrasts: ContrastSet, levels: Sequence[float]
 ) -> tuple[dict[str, Matrix], dict[str, float]]:
     """Each scan's matrix from output space to its own space, and the mutual information of those registered."""
+
+    def one_acquisition(first: str, second: str) -> bool:
+        same_grid = scans[first].is_on(scans[second].volume.shape, scans[second].affine)
+        return same_grid and (first == second or any({first, second} <= set(scan) for scan in contrasts.echoes))
+
     matrices: dict[str, Matrix] = {}
     information: dict[str, float] = {}
-    # The first contrast of each grid stands for the others on it
-    fixed = next(scan for scan in scans.values() if scan.is_on(scans[reference].volume.shape, scans[reference].affine))
-    for name, scan in scans.items():
-        together = next((m for m in matrices if scans[m].is_on(scan.volume.shape, scan.affine)), None)
-        if scan.is_on(fixed.volume.shape, fixed.affine):
+    # Of an acquisition's echoes the first, in the order of the contrast set's references, stands for the others
+    ranked = [name for name in contrasts.references or contrasts.names if name in scans]
+    fixed = next(name for name in ranked if one_acquisition(name, reference))
+    for name in ranked:
+        together = next((m for m in matrices if one_acquisition(m, name)), None)
+        if one_acquisition(name, fixed):
             matrices[name] = np.eye(4)
         elif together:
             matrices[name] = matrices[together]
         else:
             try:
-                matrices[name], information[name] = register_rigidly(fixed, scan, levels)
+                matrices[name], information[name] = register_rigidly(scans[fixed], scans[name], levels)
             except RuntimeError as error:
                 raise StudyError(
                     f"study {subject!r}: {name} could not be registered to {reference} ({error}); "
@@ -582,29 +610,61 @@ def _register_study(
     return matrices, information
 
 
+@dataclass(frozen=True)
+class _BrainMask:
+    """A brain mask, 0 to 1, in the space of one of the study's scans, and in words what it was made by."""
+
+    scan: Scan
+    space: str
+    origin: str
+
+    @property
+    def ml(self) -> float:
+        voxels = np.count_nonzero(self.scan.volume > 0.5)
+        return round(float(voxels * abs(np.linalg.det(self.scan.affine[:3, :3])) / 1000), 1)
+
+
 def _brain_mask(
-    subject: str, scans: Mapping[str, Scan], matrices: Mapping[str, Matrix], mask: str
-) -> tuple[Scan, Matrix, str]:
-    """The mask, the matrix from output space to its own space, and where it is from."""
-    if mask not in MASK_TOOLS:
-        path = mask.format(subject=subject)
-        volume, affine = read_volume(path)
-        if not (volume > 0).any():
-            raise StudyError(f"{path}: the mask is empty; draw one, above 0 in the brain")
-        for name, scan in scans.items():
-            if scan.is_on(volume.shape, affine):
-                return Scan((volume > 0).astype(np.float32), affine), matrices[name], path
-        raise StudyError(
-            f"{path}: the mask is on the grid of none of the study's scans ({', '.join(scans)}); "
-            "draw it on one of them, so that it is known in whose space it is"
-        )
-    name, scan = next(iter(scans.items()))  # the first in contrast order: T1, where there is one
-    if mask == "deepbet" and name != "t1":
-        mask = "itk"  # deepbet was trained on T1
+    subject: str, scans: Mapping[str, Scan], contrasts: ContrastSet, settings: PreprocessingSettings
+) -> _BrainMask:
+    if settings.mask not in MASK_TOOLS:
+        return _mask_of_the_user(settings.mask.format(subject=subject), scans)
+    sources = [name for name in contrasts.mask_sources or contrasts.names if name in scans]
+    tool, source = settings.mask, sources[0]
+    origin = f"{tool} on {source}"
+    if tool == "deepbet":
+        weighted = [name for name in sources if contrasts.contrasts[contrasts.index(name)].t1_weighted]
+        if weighted:
+            source = weighted[0]
+            origin = f"deepbet on {source}, the first T1-weighted scan of {', '.join(sources)}"
+        else:
+            tool = "itk"
+            origin = f"itk on {source}: deepbet needs a T1-weighted scan, and the study has {', '.join(sources)}"
     try:
-        return MASK_TOOLS[mask](scan), matrices[name], mask
+        mask = _BrainMask(MASK_TOOLS[tool](scans[source]), source, origin)
     except StudyError as error:
-        raise StudyError(f"study {subject!r}, {name}: {error}") from error
+        raise StudyError(f"study {subject!r}, {source}: {error}") from error
+    low, high = settings.brain_ml
+    if not low <= mask.ml <= high:
+        raise StudyError(
+            f"study {subject!r}: the brain mask has {mask.ml:.0f} ml ({origin}), and a head's has {low:g} to {high:g}; "
+            f"look at {source} for bright slices or missing parts and mend or exclude it, "
+            f"or give a mask of your own (--mask 'masks/{{subject}}_mask.nii.gz')"
+        )
+    return mask
+
+
+def _mask_of_the_user(path: str, scans: Mapping[str, Scan]) -> _BrainMask:
+    volume, affine = read_volume(path)
+    if not (volume > 0).any():
+        raise StudyError(f"{path}: the mask is empty; draw one, above 0 in the brain")
+    for name, scan in scans.items():
+        if scan.is_on(volume.shape, affine):
+            return _BrainMask(Scan((volume > 0).astype(np.float32), affine), name, path)
+    raise StudyError(
+        f"{path}: the mask is on the grid of none of the study's scans ({', '.join(scans)}); "
+        "draw it on one of them, so that it is known in whose space it is"
+    )
 
 
 def _save_nifti(
@@ -615,9 +675,7 @@ def _save_nifti(
     intent_name: bytes = b"",
 ) -> None:
     image = nib.Nifti1Image(data, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
+    set_space(image, affine)
     image.header["descrip"], image.header["intent_name"] = description, intent_name
     nib.save(image, path)
 
@@ -701,8 +759,9 @@ def preprocess_cohort(
     folder = Path(out)
     if workers < 1:
         raise ValueError(f"workers is {workers}: valid is 1 or more")
-    if not isinstance(settings.grid, (int, float)):
-        contrast_set.check(settings.grid)
+    grid = settings.grid_of(contrast_set)
+    if not isinstance(grid, (int, float)):
+        contrast_set.check(grid)
     if settings.mask == "deepbet" and find_spec("deepbet") is None:
         raise ImportError(_NO_DEEPBET)
     subjects = [study["subject"] for study in studies]
@@ -784,7 +843,8 @@ def _in_processes(
 
 def _claim_folder(folder: Path, contrasts: ContrastSet, settings: PreprocessingSettings) -> None:
     """Write down what the folder holds, or check that it holds the same already."""
-    record = json.loads(json.dumps({"version": VERSION, "contrasts": contrasts.name, **asdict(settings)}))
+    chosen = {**asdict(settings), "grid": settings.grid_of(contrasts)}
+    record = json.loads(json.dumps({"version": VERSION, "contrasts": contrasts.name, **chosen}))
     path = folder / SETTINGS_NAME
     if not path.exists():
         if folder.is_dir() and any(f for f in folder.iterdir() if not f.name.startswith(".")):
