@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import nibabel as nib
@@ -38,3 +39,32 @@ def set_space(image: nib.Nifti1Image, affine: np.ndarray, code: int = 1) -> None
     apart = np.linalg.norm((image.get_qform() - affine) @ corners, axis=0).max()
     if apart > QFORM_TOLERANCE_MM:
         image.set_qform(affine, 0, strip_shears=True)
+
+
+# Grids
+
+SAME_GRID_MM = 1e-3
+"""How far apart the corners of one voxel grid may be: what rounding leaves."""
+
+
+def corners_apart(shape: Sequence[int], affine_a: np.ndarray, affine_b: np.ndarray) -> float:
+    """How far, in mm, two affines put the same corner of a volume from each other, at most.
+
+    Example::
+
+        >>> corners_apart((4, 5, 6), np.eye(4), np.diag([1.5, 1, 1, 1]))
+        1.5
+    """
+    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in shape))]).T  # 4×8
+    return float(np.linalg.norm((affine_a - affine_b) @ corners, axis=0).max())
+
+
+def same_grid(shape_a: Sequence[int], affine_a: np.ndarray, shape_b: Sequence[int], affine_b: np.ndarray) -> bool:
+    """Whether two volumes are on one voxel grid: the same shape, and no corner more than 1e-3 mm away.
+
+    Example::
+
+        >>> same_grid((4, 5, 6), np.eye(4), (4, 5, 6), np.eye(4)), same_grid((4, 5, 6), np.eye(4), (4, 5, 7), np.eye(4))
+        (True, False)
+    """
+    return tuple(shape_a) == tuple(shape_b) and corners_apart(shape_a, affine_a, affine_b) <= SAME_GRID_MM

@@ -171,6 +171,7 @@ def test_a_study_becomes_what_the_networks_read(tmp_path: Path) -> None:
     assert (report.written, report.kept, report.failed) == (["002_S_0295"], [], {})
 
     (read,) = read_studies(tmp_path / "out", "adni", require_all=True)
+    assert read["mask"] == str(tmp_path / "out" / "002_S_0295" / "preprocessing" / "brainmask.nii.gz")
     loaded = StudyPreprocessing("adni", size=48)(read)
     assert loaded["image"].shape == (3, 48, 48, 22)
 
@@ -200,6 +201,16 @@ def test_the_same_scans_give_the_same_bytes(tmp_path: Path) -> None:
     first, second = (preprocess_study(study, tmp_path / out, "adni", QUICK) for out in ("a", "b"))
     for file in (p for p in first.rglob("*") if p.is_file()):
         assert file.read_bytes() == (second / file.relative_to(first)).read_bytes()
+
+
+def test_a_sheared_grid_is_written_without_a_qform_which_cannot_hold_it(tmp_path: Path) -> None:
+    affine = PAIR_AFFINE.copy()
+    affine[1, 2] += affine[2, 2] * np.tan(np.radians(15))  # a tilted gantry
+    path = tmp_path / "a.nii.gz"
+    preprocessing._save_nifti(np.zeros((40, 48, 22), np.float32), affine, path)
+    image = nib.load(path)
+    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 0)
+    assert np.allclose(image.affine, affine, atol=1e-4)
 
 
 def test_t1_alone_keeps_its_own_grid_and_an_edge_in_mm_gives_isotropic_voxels(tmp_path: Path) -> None:
@@ -276,7 +287,7 @@ def test_deepbet_gets_t1_wherever_it_is_else_t1gd_else_the_filters_work(
     tools = {name: partial(masked_by, name) for name in ("itk", "deepbet")}
     monkeypatch.setattr(preprocessing, "MASK_TOOLS", tools)
     scans = {name: Scan(litre.volume * i, litre.affine) for i, name in enumerate(names)}
-    mask = preprocessing._brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings())
+    mask = preprocessing._brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings(), None)
     assert asked == [(tool, scans[source])]
     assert mask.origin.startswith(f"{tool} on {source}") and mask.space == source and mask.ml == 1000
     assert tool == "deepbet" or "needs a T1-weighted scan" in mask.origin
@@ -301,6 +312,12 @@ def test_a_mask_of_the_users_own_is_taken_on_any_scans_grid(tmp_path: Path) -> N
     mask = np.asarray(nib.load(folder / "preprocessing" / "brainmask.nii.gz").dataobj) > 0
     assert dice(mask, true_brain) > 0.93
     assert transforms_of(folder)["mask"]["from"].endswith("case_mask.nii.gz")
+
+    beside = {**study, "mask": str(tmp_path / "masks" / "case_mask.nii.gz")}  # in the study's own folder
+    again = preprocess_cohort([beside], tmp_path / "beside", "adni", QUICK, progress=False)
+    assert again.written == preprocess_cohort([beside], tmp_path / "beside", "adni", QUICK, progress=False).kept
+    same = nib.load(tmp_path / "beside" / "case" / "preprocessing" / "brainmask.nii.gz")
+    assert np.array_equal(np.asarray(same.dataobj) > 0, mask)
 
     write_nifti(tmp_path / "masks" / "case_mask.nii.gz", brain.astype(np.uint8), np.eye(4))
     with pytest.raises(StudyError, match=r"case_mask.nii.gz: the mask is on the grid of none .*t1, pd"):

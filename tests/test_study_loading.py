@@ -178,3 +178,43 @@ def test_an_unknown_key_is_refused(dataset: str, key: str) -> None:
 def test_a_study_without_a_name_is_refused() -> None:
     with pytest.raises(StudyError, match="has no 'subject'"):
         LoadStudyd("brats")({"t1": "case_t1.nii.gz"})
+
+
+def test_a_mask_says_what_is_brain(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case", names=("t1", "t2"), seg=False)
+    mask = np.zeros((12, 10, 6), np.uint8)
+    mask[3:6, 3:6, 2:4] = 1
+    study["mask"] = write_nifti(tmp_path / "case" / "preprocessing" / "brainmask.nii.gz", mask)
+    loaded = LoadStudyd("brats")(study)
+    np.testing.assert_array_equal(loaded["region"][0].numpy(), mask)
+    write_nifti(Path(study["mask"]), 0 * mask)
+    with pytest.raises(StudyError, match=r"brainmask.nii.gz: the brain mask is empty"):
+        LoadStudyd("brats")(study)
+    write_nifti(Path(study["mask"]), mask[1:])
+    with pytest.raises(StudyError, match=r"brainmask.nii.gz: shape"):
+        LoadStudyd("brats")(study)
+
+
+def test_a_background_of_nearly_0_is_not_brain(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case", names=("t1", "t2"), seg=False)
+    clean = LoadStudyd("brats")(study)
+    t1 = nib.load(study["t1"]).get_fdata()
+    noise = np.random.default_rng(0).normal(0, 1e-6, t1.shape)
+    write_nifti(Path(study["t1"]), np.where(t1 > 0, t1, noise).astype(np.float32))
+    noisy = LoadStudyd("brats")(study)
+    assert torch.equal(noisy["region"], clean["region"])
+
+
+def test_faint_voxels_are_brain_where_the_background_is_exactly_0(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case", names=("t1",), seg=False)
+    t1 = nib.load(study["t1"]).get_fdata().astype(np.float32)
+    t1[3:6, 3:6, 2:5] = 1e-6
+    write_nifti(Path(study["t1"]), t1)
+    np.testing.assert_array_equal(LoadStudyd("brats")(study)["region"][0].numpy(), t1 != 0)
+
+
+def test_a_head_that_was_never_skull_stripped_is_refused(tmp_path: Path) -> None:
+    raw = np.random.default_rng(0).integers(3, 900, (22, 22, 22)).astype(np.int16)
+    path = write_nifti(tmp_path / "case_t1.nii.gz", raw, np.diag([5.0, 5.0, 5.0, 1.0]))
+    with pytest.raises(StudyError, match=r"case_t1.nii.gz: 100 % of its voxels are not 0, .*skull-stripped"):
+        LoadStudyd("brats")({"subject": "case", "t1": path})

@@ -39,6 +39,8 @@ def read_studies(
     accepted as one study. A study's files are called ``<anything>_<suffix>.nii.gz`` (or ``-<suffix>``, or ``.nii``),
     where the suffix is one of the contrast's: BraTS 2021 (``BraTS2021_00000_t1ce.nii.gz``) and 2023 and later
     (``BraTS-GLI-00000-000-t1c.nii.gz``), or ADNI as this package writes it (``002_S_0413_pd.nii.gz``).
+    What is brain is read from ``<anything>_mask.nii.gz`` or ``_brainmask.nii.gz``, or from
+    ``preprocessing/brainmask.nii.gz``, where it is there.
 
     **BIDS**, where the folder holds ``sub-*/anat`` or ``sub-*/ses-*/anat``, or is such a ``sub-*`` folder itself. Each
     session is one study, named ``sub-01_ses-01``, or ``sub-01`` where there are no sessions. Of
@@ -75,8 +77,8 @@ def read_studies(
         series: the series mapping or its JSON file, for the third layout; with it names mean nothing else.
 
     Returns:
-        One dictionary a study, sorted by name: ``{"subject": name, <contrast>: path, ..., "seg": path}``; what is
-        absent has no key. A path is absolute: a file, or what names a DICOM series (see
+        One dictionary a study, sorted by name: ``{"subject": name, <contrast>: path, ..., "seg": path,
+        "mask": path}``; what is absent has no key. A path is absolute: a file, or what names a DICOM series (see
         :func:`apt_monai.transforms.read_volume`).
 
     Raises:
@@ -148,7 +150,7 @@ _MAPPING_NEEDED = 'say which series is which contrast by a series mapping, such 
 
 def _read_folder(folder: Path, contrasts: ContrastSet) -> dict[str, str]:
     keys = {suffix: contrast.name for contrast in contrasts.contrasts for suffix in contrast.suffixes}
-    keys.update(dict.fromkeys(contrasts.segmentation_suffixes, "seg"))
+    keys.update(dict.fromkeys(contrasts.segmentation_suffixes, "seg") | dict.fromkeys(("mask", "brainmask"), "mask"))
     study: dict[str, str] = {"subject": folder.name}
     for file in _acquired_files(folder):
         suffix = re.split("[_-]", _NIFTI.sub("", file.name))[-1].lower()
@@ -161,6 +163,8 @@ def _read_folder(folder: Path, contrasts: ContrastSet) -> dict[str, str]:
         if key in study:
             raise StudyError(f"{file}: a second file for {key}, beside {Path(study[key]).name}; keep one of the two")
         study[key] = str(file)
+    if "mask" not in study and (mask := folder / "preprocessing" / "brainmask.nii.gz").is_file():
+        study["mask"] = str(mask)
     if not any(name in study for name in contrasts.names):
         below = next((f for f in _walk(folder) if dicom_files(f) or (f != folder and _acquired_files(f))), None)
         if below is not None:

@@ -52,7 +52,11 @@ from tqdm import tqdm
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, write_text
+<<<<<<< HEAD
 from apt_monai.geometry import set_space
+=======
+from apt_monai.geometry import same_grid, set_space
+>>>>>>> wt-prep
 from apt_monai.io import read_volume
 
 logger = logging.getLogger(__name__)
@@ -67,7 +71,6 @@ TRANSFORMS_NAME = "transforms.json"
 BRAIN_MASK_NAME = "brainmask.nii.gz"
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # NIfTI's world axes to ITK's, and back
-_SAME_GRID_MM = 1e-3
 _NO_DEEPBET = (
     "mask 'deepbet' needs the package deepbet: pip install 'apt_monai[preprocess]'; "
     "or use mask 'itk', or masks of your own"
@@ -154,10 +157,7 @@ class Scan:
 
     def is_on(self, shape: Sequence[int], affine: Matrix) -> bool:
         """Whether this is the voxel grid: the same shape, and no corner more than 1e-3 mm away."""
-        if self.volume.shape != tuple(shape):
-            return False
-        corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in shape))]).T  # 4×8
-        return bool(np.linalg.norm((self.affine - affine) @ corners, axis=0).max() <= _SAME_GRID_MM)
+        return same_grid(self.volume.shape, self.affine, shape, affine)
 
 
 # ITK and back
@@ -453,7 +453,8 @@ def preprocess_study(
     """Preprocess one study. ITK works with a single thread from here on, so that the same scans give the same voxels.
 
     Args:
-        study: ``{"subject": name, <contrast>: path, ...}``, any non-empty subset of the contrasts, on any grids.
+        study: ``{"subject": name, <contrast>: path, ...}``, any non-empty subset of the contrasts, on any grids; with
+            ``"mask"``, a brain mask on the grid of one of them, it is taken instead of what the settings say.
         out: the folder in which the study's own folder is made.
         contrasts: the contrast set, or its name.
         settings: how; the defaults if None.
@@ -483,7 +484,7 @@ def preprocess_study(
     subject = study["subject"]
     if subject in ("", ".", "..") or Path(subject).name != subject:
         raise StudyError(f"subject {subject!r}: names a folder of the output, so it must be a plain name without '/'")
-    contrast_set.check(set(study) - {"subject"})
+    contrast_set.check(set(study) - {"subject", "mask"})
     names = [name for name in contrast_set.names if name in study]
     if not names:
         raise StudyError(
@@ -496,7 +497,7 @@ def preprocess_study(
 
     scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
     matrices, information = _register_study(subject, scans, reference, contrast_set, settings.levels)
-    mask = _brain_mask(subject, scans, contrast_set, settings)
+    mask = _brain_mask(subject, scans, contrast_set, settings, study.get("mask"))
     logger.info("%s: brain mask by %s", subject, mask.origin)
     if isinstance(grid, (int, float)):
         shape, affine = _isotropic_grid(scans[reference], grid)
@@ -532,7 +533,12 @@ def preprocess_study(
             "space": "millimetres, RAS+; 'to_scanner' maps output space to the scan's own scanner space",
             "reference": reference,
             "grid": {"shape": list(shape), "affine": affine.tolist()},
-            "mask": {"from": mask.origin, "scan": mask.space, "ml": mask.ml},
+            "mask": {
+                "from": mask.origin,
+                "scan": mask.space,
+                "ml": mask.ml,
+                "input": _fingerprint(study["mask"]) if "mask" in study else None,
+            },
             "brain_ml": round(float(np.count_nonzero(brain) * abs(np.linalg.det(affine[:3, :3])) / 1000), 1),
             "scans": {
                 name: {
@@ -625,8 +631,10 @@ class _BrainMask:
 
 
 def _brain_mask(
-    subject: str, scans: Mapping[str, Scan], contrasts: ContrastSet, settings: PreprocessingSettings
+    subject: str, scans: Mapping[str, Scan], contrasts: ContrastSet, settings: PreprocessingSettings, own: str | None
 ) -> _BrainMask:
+    if own is not None:
+        return _mask_of_the_user(own, scans)
     if settings.mask not in MASK_TOOLS:
         return _mask_of_the_user(settings.mask.format(subject=subject), scans)
     sources = [name for name in contrasts.mask_sources or contrasts.names if name in scans]
@@ -865,8 +873,10 @@ def _differs(folder: Path, study: Mapping[str, str]) -> str | None:
     """Why what is in a study's folder is not what the study would give now; None if it is."""
     path = folder / DETAILS_FOLDER / TRANSFORMS_NAME
     try:
-        scans = json.loads(path.read_text(encoding="utf-8"))["scans"]
-        made_from = {name: scan["input"] for name, scan in scans.items()}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        made_from = {name: scan["input"] for name, scan in record["scans"].items()}
+        if record["mask"]["input"]:
+            made_from["mask"] = record["mask"]["input"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{path} cannot be read ({error}); delete the folder {folder} to preprocess the study again"
     if made_from == {name: _fingerprint(value) for name, value in study.items() if name != "subject"}:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,8 @@ from monai.transforms import Transform
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
+from apt_monai.geometry import SAME_GRID_MM, corners_apart
 from apt_monai.io import read_volume
-
-AFFINE_TOLERANCE_MM = 1e-3
 
 
 def _check_same_grid(
@@ -28,38 +26,74 @@ def _check_same_grid(
             "all files of a study must be on one grid: register and resample them first "
             "(`python -m apt_monai preprocess`)"
         )
-    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in volume.shape))]).T  # 4×8
-    apart = np.linalg.norm((affine - first_affine) @ corners, axis=0).max()
-    if apart > AFFINE_TOLERANCE_MM:
+    apart = corners_apart(volume.shape, affine, first_affine)
+    if apart > SAME_GRID_MM:
         raise StudyError(
             f"{path}: the affine differs from that of {first_path} by up to {apart:.3g} mm "
-            f"(at most {AFFINE_TOLERANCE_MM} mm); all files of a study must be on one grid: "
+            f"(at most {SAME_GRID_MM} mm); all files of a study must be on one grid: "
             "register and resample them first (`python -m apt_monai preprocess`)"
+        )
+
+
+FAINT = 1e-3  # of a volume's robust maximum: what resampling leaves of a background of 0 is fainter
+HEAD_MM = 100.0  # no brain fills a box of this edge
+
+
+def _acquired(volume: np.ndarray) -> np.ndarray:
+    """Where a skull-stripped volume is not background.
+
+    Background is 0. Where it is not (resampling and scaling leave it at ±1e-6, say), most of what is near 0 is faint
+    and not exactly 0, and the faint counts as background, too. Where it is, faint voxels are of the brain.
+    """
+    there = volume != 0
+    size = np.abs(volume)
+    if _mostly_faint(there, size, float(size.max())):  # quick, and true wherever the next is
+        robust = float(np.percentile(size[there], 99.9))
+        if _mostly_faint(there, size, robust):
+            return size >= FAINT * robust
+    return there
+
+
+def _mostly_faint(there: np.ndarray, size: np.ndarray, maximum: float) -> bool:
+    faint = np.count_nonzero(there & (size < FAINT * maximum))
+    return bool(20 * faint > there.size and faint > np.count_nonzero(~there))
+
+
+def _check_background(region: np.ndarray, affine: np.ndarray, path: str) -> None:
+    """Raise where a field of view as large as a head's has no background."""
+    extent = np.array(region.shape) * np.linalg.norm(affine[:3, :3], axis=0)
+    if (extent >= HEAD_MM).all() and np.count_nonzero(region) > 0.95 * region.size:
+        raise StudyError(
+            f"{path}: {100 * np.count_nonzero(region) / region.size:.0f} % of its voxels are not 0, but it must be "
+            "skull-stripped, with 0 outside the brain: preprocess raw scans first (`python -m apt_monai preprocess`), "
+            "or put a brain mask, on the same grid, beside it (<study>_mask.nii.gz)"
         )
 
 
 class LoadStudyd(Transform):
     """Load the files of a study, NIfTI or DICOM: raw intensities, the availability mask and the regions.
 
-    A study is a dictionary ``{"subject": ..., <contrast>: <path>, ..., "seg": <path>}``, with paths as
-    :func:`read_volume` takes them. An absent contrast has no key, ``"seg"`` (a tumour segmentation: any label above 0)
-    may be absent.
+    A study is a dictionary ``{"subject": ..., <contrast>: <path>, ..., "seg": <path>, "mask": <path>}``, with paths as
+    :func:`read_volume` takes them. An absent contrast has no key. ``"seg"`` (a tumour segmentation: any label above 0)
+    and ``"mask"`` (the brain: above 0) may be absent.
 
     The loaded study is a dictionary:
 
     - ``"subject"``: the study's name;
     - ``"image"``: MetaTensor ``(C, X, Y, Z)`` float32, raw intensities, an absent contrast all 0;
     - ``"available"``: ``(C,)`` bool, True = acquired;
-    - ``"region"``: MetaTensor ``(1, X, Y, Z)`` uint8: 0 = outside the brain, 1 = brain (where any acquired contrast
-      is not 0), 2 = tumour (inside the brain);
+    - ``"region"``: MetaTensor ``(1, X, Y, Z)`` uint8: 0 = outside the brain, 1 = brain (the mask; without one,
+      where any acquired contrast is not 0), 2 = tumour (inside the brain). Where a volume's background is not exactly
+      0, as resampling leaves it, what is below 1e-3 of its robust maximum counts as 0;
     - ``"paths"``: the acquired contrasts' paths by name, in the order of the contrast axis.
 
     Args:
         contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
 
     Raises:
-        StudyError: no contrast at all, an unknown key, a volume that :func:`read_volume` refuses, an all-zero volume,
-            or files on different grids (shapes, or affines that put a voxel more than 1e-3 mm apart).
+        StudyError: no contrast at all, an unknown key, a volume that :func:`read_volume` refuses, an all-zero volume
+            or mask, a head's field of view without any background (it is not skull-stripped), or files on
+            different grids (shapes, or affines that put a voxel more than 1e-3 mm apart).
 
     Example::
 
@@ -78,11 +112,11 @@ class LoadStudyd(Transform):
         if "subject" not in data:
             raise StudyError(f"study {dict(data)}: has no 'subject'; give the study a name under that key")
         subject = data["subject"]
-        unknown = sorted(set(data) - {"subject", "seg", *names})
+        unknown = sorted(set(data) - {"subject", "seg", "mask", *names})
         if unknown:
             raise StudyError(
-                f"study {subject!r}: unknown key {unknown[0]!r}; valid are subject, seg and the {self.contrasts.name} "
-                f"contrasts {', '.join(names)}"
+                f"study {subject!r}: unknown key {unknown[0]!r}; valid are subject, seg, mask and the "
+                f"{self.contrasts.name} contrasts {', '.join(names)}"
             )
         paths = {name: str(data[name]) for name in names if name in data}
         if not paths:
@@ -101,7 +135,18 @@ class LoadStudyd(Transform):
             volumes[name] = volume
 
         image = np.stack([volumes.get(name, np.zeros_like(first)) for name in names])  # C×X×Y×Z
-        region: np.ndarray = (image != 0).any(axis=0).astype(np.uint8)
+        if "mask" in data:
+            mask, mask_affine = read_volume(data["mask"])
+            _check_same_grid(str(data["mask"]), mask, mask_affine, first_path, first, affine)
+            if not (mask > 0).any():
+                raise StudyError(
+                    f"{data['mask']}: the brain mask is empty; draw one, above 0 in the brain, or remove it"
+                )
+            brain = mask > 0
+        else:
+            brain = np.any([_acquired(volume) for volume in volumes.values()], axis=0)
+            _check_background(brain, affine, first_path)
+        region: np.ndarray = brain.astype(np.uint8)
         if "seg" in data:
             labels, labels_affine = read_volume(data["seg"])
             _check_same_grid(str(data["seg"]), labels, labels_affine, first_path, first, affine)
