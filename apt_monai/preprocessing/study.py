@@ -52,11 +52,7 @@ from tqdm import tqdm
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, write_text
-<<<<<<< HEAD
-from apt_monai.geometry import set_space
-=======
 from apt_monai.geometry import same_grid, set_space
->>>>>>> wt-prep
 from apt_monai.io import read_volume
 
 logger = logging.getLogger(__name__)
