@@ -15,7 +15,7 @@ from apt_monai.data.slice_cache import SliceCache
 from apt_monai.data.writers import SaveSyntheticStudyd, pending_studies
 from apt_monai.errors import StudyError
 from apt_monai.io import read_volume
-from apt_monai.io.dicom import dicom_files, find_series, list_series
+from apt_monai.io.dicom import dicom_files, find_series, folder_label, list_series
 from apt_monai.transforms import LoadStudyd, StudyPreprocessing
 
 VOLUME = np.arange(1, 121, dtype=np.int16).reshape(4, 5, 6)
@@ -125,7 +125,63 @@ def test_one_file_of_a_series_is_an_error_that_names_the_folder(tmp_path: Path) 
 def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, kept: int) -> None:
     files = write_series(tmp_path, VOLUME)
     files[2].write_bytes(files[2].read_bytes()[:kept])
-    with pytest.raises(StudyError, match=rf"{files[2]}: cannot be read as a DICOM image, it is truncated, corrupt"):
+    with pytest.raises(StudyError, match=rf"{files[2]}: cannot be read as a DICOM image, it is truncated or corrupt"):
+        read_volume(tmp_path)
+
+
+PRESENTATION_STATE, STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.11.1", "1.2.840.10008.5.1.4.1.1.88.11"
+NO_IMAGE = {"rows": None, "columns": None, "data": None}
+
+
+@pytest.mark.parametrize("sop_class", [PRESENTATION_STATE, STRUCTURED_REPORT, "1.3.12.2.1107.5.9.1"])
+@pytest.mark.parametrize("series", ["1.2.3", "1.2.9"])
+def test_objects_that_are_no_images_are_left_out_and_named_once(
+    tmp_path: Path, sop_class: str, series: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    write_series(tmp_path, VOLUME)
+    write_slice(tmp_path / "000.dcm", VOLUME[:, :, 0], series=series, sop_class=sop_class, **NO_IMAGE)
+    np.testing.assert_array_equal(read_volume(tmp_path)[0], VOLUME)
+    assert [len(s.files) for s in list_series(tmp_path)] == [6]
+    assert folder_label(tmp_path).description == "MPRAGE"  # type: ignore[union-attr]
+    assert caplog.text.count(f"{tmp_path}: left out, as these DICOM objects are no images: 000.dcm") == 1
+
+
+def test_an_image_without_its_rows_is_truncated_not_left_out(tmp_path: Path) -> None:
+    write_series(tmp_path, VOLUME)
+    write_slice(tmp_path / "000.dcm", VOLUME[:, :, 0], **NO_IMAGE)
+    with pytest.raises(StudyError, match="000.dcm: cannot be read as a DICOM image"):
+        read_volume(tmp_path)
+
+
+def test_files_without_a_series_uid_are_one_series_which_its_path_names(tmp_path: Path) -> None:
+    write_series(tmp_path, VOLUME, series=None)
+    np.testing.assert_array_equal(read_volume(tmp_path)[0], VOLUME)
+    write_series(tmp_path, VOLUME + 500, name="b{}.dcm")
+    (without, with_uid) = list_series(tmp_path)
+    assert without.path == f"{tmp_path}::no-uid"
+    np.testing.assert_array_equal(read_volume(without.path)[0], VOLUME)
+    np.testing.assert_array_equal(read_volume(with_uid.path)[0], VOLUME + 500)
+
+
+@pytest.mark.parametrize(
+    ("charset", "text"),
+    [
+        (None, "T1 Schädel".encode("latin-1")),
+        ("ISO_IR 100", "T1 Schädel".encode("latin-1")),
+        ("ISO_IR 192", "T1 Schädel".encode()),
+    ],
+)
+def test_a_description_is_decoded_by_its_character_set(tmp_path: Path, charset: str | None, text: bytes) -> None:
+    write_series(tmp_path, VOLUME, charset=charset, description=text)
+    assert list_series(tmp_path)[0].label.description == "T1 Schädel"
+
+
+def test_an_unknown_character_set_or_a_strange_value_does_not_stop_the_reading(tmp_path: Path) -> None:
+    write_series(tmp_path, VOLUME, charset="ISO_IR 999", description=b"T1 \xff\xe4", slope="1.0 ")
+    np.testing.assert_array_equal(read_volume(tmp_path)[0], VOLUME)
+    write_series(tmp_path, VOLUME, echo_time="forty")
+    with pytest.raises(StudyError, match=r"DICOM tag \(0018,0081\) is no number"):
         read_volume(tmp_path)
 
 
@@ -232,6 +288,19 @@ def test_what_is_synthesised_from_dicom_is_a_nifti_in_the_scanners_space(tmp_pat
     assert not pending_studies([study], tmp_path / "out", "adni", provenance, dtype)
     write_slice(tmp_path / "case" / "e1-2.dcm", brain(5)[:, :, 1], echo_time=40)  # an edited slice of PD
     assert pending_studies([study], tmp_path / "out", "adni", provenance, dtype) == [study]
+
+
+def test_what_is_synthesised_from_a_tilted_gantry_gets_no_qform(tmp_path: Path) -> None:
+    for k in range(4):
+        write_slice(tmp_path / "case" / f"{k}.dcm", brain(1)[:, :, k], (0, 0.5 * k, 3 * k), **EXACT)
+    preprocessing = StudyPreprocessing("adni", size=12)
+    loaded = preprocessing({"subject": "case", "t2": str(tmp_path / "case")})
+    loaded["synthesised"] = loaded["image"].as_tensor()[[1, 1, 1]]
+    loaded["prior_sources"] = {"t1": "t2", "pd": "t2"}
+    for written in SaveSyntheticStudyd(tmp_path / "out", preprocessing, "adni", {})(loaded)["written"]:
+        header = nib.load(written).header
+        assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
+        np.testing.assert_allclose(header.get_sform(), read_volume(tmp_path / "case")[1], atol=1e-5)
 
 
 def test_the_slice_cache_takes_dicom_and_sees_a_changed_folder(tmp_path: Path) -> None:

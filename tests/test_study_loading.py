@@ -90,7 +90,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
         read_volume(tmp_path / "case_t1.nii.gz")
 
 
-@pytest.mark.parametrize("shape", [(4, 5, 6, 2), (4, 5, 6, 1), (4, 5)])
+@pytest.mark.parametrize("shape", [(4, 5, 6, 2), (4, 5, 1, 6), (4, 5)])
 def test_what_is_not_3d_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = write_nifti(tmp_path / "case_t1.nii.gz", np.ones(shape, np.int16))
     with pytest.raises(StudyError, match=rf"case_t1.nii.gz: is {len(shape)}D"):
@@ -102,6 +102,69 @@ def test_rgb_is_refused(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "case_t1.nii.gz", rgb)
     with pytest.raises(StudyError, match="case_t1.nii.gz: .*RGB"):
         read_volume(path)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6, 1), (4, 5, 6, 1, 1)])
+def test_further_axes_of_one_entry_are_left_out(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = write_nifti(tmp_path / "case_t1.nii.gz", VOLUME.reshape(shape))
+    np.testing.assert_array_equal(read_volume(path)[0], VOLUME)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ", "IMG0001", "scan.img", "a.b"])
+@pytest.mark.parametrize("kind", ["plain", "packed", "packed twice", "packed and x", "packed and zeros"])
+def test_a_file_is_read_by_its_content_whatever_its_name(tmp_path: Path, name: str, kind: str) -> None:
+    plain = nib.Nifti1Image(VOLUME, LPS).to_bytes()
+    packed = gzip.compress(plain)
+    (tmp_path / name).write_bytes(
+        {
+            "plain": plain,
+            "packed": packed,
+            "packed twice": gzip.compress(plain[:500]) + gzip.compress(plain[500:]),
+            "packed and x": packed + b"x" * 9,
+            "packed and zeros": packed + bytes(512),
+        }[kind]
+    )
+    volume, affine = read_volume(tmp_path / name)
+    np.testing.assert_array_equal(volume, VOLUME)
+    np.testing.assert_array_equal(affine, LPS)
+
+
+@pytest.mark.parametrize("offset", [-8, -20])
+def test_bytes_after_a_damaged_stream_do_not_hide_the_damage(tmp_path: Path, offset: int) -> None:
+    content = bytearray(gzip.compress(nib.Nifti1Image(VOLUME, LPS).to_bytes(), compresslevel=0))
+    content[offset] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(bytes(content) + b"x" * 9)
+    with pytest.raises(StudyError, match="truncated or corrupt"):
+        read_volume(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<html>404</html>" * 40, "is no NIfTI file, it begins with b'<html>40'"),
+        (gzip.compress(b"PK\3\4" * 100), "is no NIfTI file"),
+        (bytes(128) + b"DICM" + bytes(500), "is one DICOM file, a slice; name the folder"),
+        (bytes(344) + b"ni1\0" + bytes(100), r"is the header of a pair \(.hdr and .img\)"),
+    ],
+)
+def test_something_else_is_called_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "case_t1.nii.gz").write_bytes(content)
+    with pytest.raises(StudyError, match=f"case_t1.nii.gz: {message}"):
+        read_volume(tmp_path / "case_t1.nii.gz")
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_volume_whose_left_and_right_are_not_known_is_refused(tmp_path: Path, kind: type) -> None:
+    image = kind(VOLUME, None)
+    image.header.set_zooms((1, 1, 3))
+    nib.save(image, tmp_path / "case_t1.nii.gz")
+    with pytest.raises(StudyError, match=r"case_t1.nii.gz: left and right are not known.*set_sform"):
+        read_volume(tmp_path / "case_t1.nii.gz")
+    for way in ("set_qform", "set_sform"):
+        told = kind(VOLUME, None)
+        getattr(told, way)(LPS, code=1)
+        nib.save(told, tmp_path / f"{way}_t1.nii.gz")
+        np.testing.assert_allclose(read_volume(tmp_path / f"{way}_t1.nii.gz")[1], LPS)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

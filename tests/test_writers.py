@@ -165,6 +165,19 @@ def test_a_source_with_no_qform_gives_a_volume_with_none(tmp_path: Path) -> None
     np.testing.assert_allclose(synthetic.affine, OBLIQUE, atol=1e-6)
 
 
+def test_a_source_may_have_any_name_and_a_fourth_axis_of_one_entry(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case")
+    expected = nib.load(study["t1"])
+    fourth = nib.Nifti1Image(np.asarray(expected.dataobj)[..., None], OBLIQUE, expected.header)
+    (tmp_path / "case" / "IMG0001").write_bytes(fourth.to_bytes())
+    study["t1"] = str(tmp_path / "case" / "IMG0001")
+    synthetic = nib.load(save(study, tmp_path / "out")["written"][0])
+    assert synthetic.shape == expected.shape
+    for field in ("sform_code", "qform_code", "xyzt_units"):
+        np.testing.assert_array_equal(synthetic.header[field], expected.header[field])
+    np.testing.assert_array_equal(synthetic.affine, expected.affine)
+
+
 def test_sidecar_says_where_the_volume_comes_from(tmp_path: Path) -> None:
     study = write_study(tmp_path / "case")
     path = Path(save(study, tmp_path / "out", "int16")["written"][1])

@@ -34,24 +34,29 @@ def write_slice(path: Path, pixels: np.ndarray, position: Any = (0, 0, 0), **cha
     tags: dict[str, Any] = {
         "series": "1.2.3", "description": "MPRAGE", "echo_time": 3.5, "echo_number": 1, "position": position,
         "orientation": AXIAL, "pixel_spacing": (1, 1), "frames": None, "photometric": "MONOCHROME2", "slope": None,
-        "intercept": None,
+        "intercept": None, "sop_class": MR_IMAGE, "charset": None, "patient": None, "study": "1.2", "date": None,
+        "rows": pixels.shape[1], "columns": pixels.shape[0],
     } | changes  # fmt: skip
     samples = 3 if tags["photometric"] == "RGB" else 1
     data = np.repeat(pixels.T[..., None], samples, axis=-1).astype("<i2" if samples == 1 else "u1").tobytes()
     bits = 16 if samples == 1 else 8
     elements = [
-        (0x0008, 0x0016, "UI", MR_IMAGE), (0x0008, 0x0018, "UI", f"1.2.3.{abs(hash(path)) % 10**9}"),
-        (0x0008, 0x0060, "CS", "MR"), (0x0008, 0x103E, "LO", tags["description"]),
-        (0x0018, 0x0081, "DS", tags["echo_time"]), (0x0018, 0x0086, "IS", tags["echo_number"]),
-        (0x0020, 0x000D, "UI", "1.2"), (0x0020, 0x000E, "UI", tags["series"]),
+        (0x0008, 0x0005, "CS", tags["charset"]), (0x0008, 0x0016, "UI", tags["sop_class"]),
+        (0x0008, 0x0018, "UI", f"1.2.3.{abs(hash(path)) % 10**9}"),
+        (0x0008, 0x0020, "DA", tags["date"]), (0x0008, 0x0060, "CS", "MR"),
+        (0x0008, 0x103E, "LO", tags["description"]),
+        (0x0010, 0x0020, "LO", tags["patient"]), (0x0018, 0x0081, "DS", tags["echo_time"]),
+        (0x0018, 0x0086, "IS", tags["echo_number"]),
+        (0x0020, 0x000D, "UI", tags["study"]), (0x0020, 0x000E, "UI", tags["series"]),
         (0x0020, 0x0032, "DS", tags["position"]), (0x0020, 0x0037, "DS", tags["orientation"]),
         (0x0028, 0x0002, "US", samples), (0x0028, 0x0004, "CS", tags["photometric"]),
         *([(0x0028, 0x0006, "US", 0)] if samples == 3 else []),
-        (0x0028, 0x0008, "IS", tags["frames"]), (0x0028, 0x0010, "US", pixels.shape[1]),
-        (0x0028, 0x0011, "US", pixels.shape[0]), (0x0028, 0x0030, "DS", tags["pixel_spacing"]),
+        (0x0028, 0x0008, "IS", tags["frames"]), (0x0028, 0x0010, "US", tags["rows"]),
+        (0x0028, 0x0011, "US", tags["columns"]), (0x0028, 0x0030, "DS", tags["pixel_spacing"]),
         (0x0028, 0x0100, "US", bits), (0x0028, 0x0101, "US", bits), (0x0028, 0x0102, "US", bits - 1),
         (0x0028, 0x0103, "US", int(samples == 1)), (0x0028, 0x1052, "DS", tags["intercept"]),
-        (0x0028, 0x1053, "DS", tags["slope"]), (0x7FE0, 0x0010, "OW", data * int(tags["frames"] or 1)),
+        (0x0028, 0x1053, "DS", tags["slope"]),
+        (0x7FE0, 0x0010, "OW", tags.get("data", data * int(tags["frames"] or 1))),
     ]  # fmt: skip
     meta = b"".join(
         _element(0x0002, *rest)

@@ -15,7 +15,8 @@ from typing import Any
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
-from apt_monai.io.dicom import dicom_files, list_series, series_description
+from apt_monai.io.dicom import dicom_files, folder_label, list_series
+from apt_monai.io.series_path import format_series_path
 
 logger = logging.getLogger(__name__)
 
@@ -359,13 +360,14 @@ def _find_series(subject: Path) -> Iterator[_Series]:
             stem = _NIFTI.sub("", file.name)
             yield _Series(str(file), ("/".join((*parts, stem)), *parts, stem), described or stem, visit, is_dicom=False)
         files = dicom_files(folder)
-        if files and parts:
-            names = ("/".join(parts), *parts, series_description(files[0]))
+        label = folder_label(folder) if files and parts else None
+        if label is not None:
+            names = ("/".join(parts), *parts, label.description)
             yield _Series(str(folder), names, described or parts[-1], visit, is_dicom=True)
-        elif files:
-            for uid, description in {s.uid: s.description for s in list_series(folder)}.items():
-                title = description or uid
-                yield _Series(f"{folder}::{uid}", (title,), title, visit, is_dicom=True)
+        elif files and not parts:
+            for uid, label in {s.uid: s.label for s in list_series(folder)}.items():
+                title = label.description or uid or folder.name
+                yield _Series(format_series_path(folder, uid), (title,), title, visit, is_dicom=True)
 
 
 def _visit(part: str) -> str | None:

@@ -41,7 +41,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from apt_monai.errors import StudyError
-from apt_monai.io.dicom import dicom_files, split_series_path
+from apt_monai.io.dicom import dicom_files
+from apt_monai.io.series_path import parse_series_path
 from apt_monai.transforms import StudyPreprocessing
 
 logger = logging.getLogger(__name__)
@@ -317,7 +318,7 @@ def _files(study: Mapping[str, str]) -> dict[str, list[str | int]]:
     for key in sorted(set(study) - {"subject"}):
         path = os.path.abspath(study[key])
         if not os.path.isfile(path):
-            folder = split_series_path(path)[0]
+            folder = parse_series_path(path)[0]
             if folder.is_dir():
                 listing = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in dicom_files(folder)]
                 files[key] = [path, len(listing), hashlib.sha256(json.dumps(listing).encode()).hexdigest()]

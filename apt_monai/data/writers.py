@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,10 @@ from monai.transforms import Transform
 from apt_monai import __version__
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
-from apt_monai.files import check_writable, complete_file, file_sha256, write_text
-from apt_monai.io.dicom import find_series
+from apt_monai.files import check_writable, complete_file, write_text
+from apt_monai.geometry import set_space
+from apt_monai.io.nifti import load_nifti
+from apt_monai.io.source import source_sha256
 from apt_monai.transforms import ScaleIntensityInBrain, StudyPreprocessing
 
 logger = logging.getLogger(__name__)
@@ -283,20 +284,12 @@ def _is_finished(
         if not path.is_file() or found != described_by:
             return False
         sidecars.append(hashes)
-    current = {name: _sha256(study[name]) for name in names if name in study}
+    current = {name: source_sha256(study[name]) for name in names if name in study}
     return all(hashes == current for hashes in sidecars)
 
 
 def _source_files(paths: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    return {name: {"path": str(path), "sha256": _sha256(path)} for name, path in paths.items()}
-
-
-def _sha256(path: str) -> str:
-    """Of a NIfTI file its SHA-256; of a DICOM series that of its files' SHA-256s, sorted: their names do not count."""
-    if Path(path).is_file():
-        return file_sha256(path)
-    hashes = sorted(file_sha256(file) for file in find_series(path).files)
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return {name: {"path": str(path), "sha256": source_sha256(path)} for name, path in paths.items()}
 
 
 def _checked_dtype(dtype: str) -> str:
@@ -319,13 +312,10 @@ def _checked_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
 def _nifti(volume: np.ndarray, source_path: str, affine: np.ndarray, label: str, dtype: str) -> nib.Nifti1Image:
     """A NIfTI image of raw intensities (X, Y, Z) in the space of the source file, marked as synthetic."""
     if Path(source_path).is_file():
-        source = nib.load(source_path)
-        assert isinstance(source, nib.Nifti1Image)  # NIfTI-2 too; the study was loaded from it
+        source = load_nifti(source_path)  # NIfTI-2 stays NIfTI-2
     else:  # a DICOM series has no NIfTI header: the space is the scanner's
         source = nib.Nifti1Image(volume, affine)
-        source.set_qform(affine, "scanner")
-        source.set_sform(affine, "scanner")
-        source.header.set_xyzt_units("mm")
+        set_space(source, affine)
     header = type(source.header)()
     header.set_data_shape(volume.shape)
     header.set_data_dtype(dtype)

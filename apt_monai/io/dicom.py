@@ -1,4 +1,6 @@
-"""DICOM: one series of a folder becomes a volume with an affine in RAS+, read by ITK's GDCM.
+"""DICOM: one series of a folder becomes a volume with an affine in RAS+.
+
+Headers, series and character sets are pydicom's work; the pixels, with their decoders, that of ITK's GDCM.
 
 Wherever a NIfTI file is named, a series may be: by its folder, if that holds one series with one echo, else with what
 to take, in the form that the error message lists::
@@ -11,24 +13,51 @@ to take, in the form that the error message lists::
 
 from __future__ import annotations
 
-import re
+import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import itk
 import numpy as np
+import pydicom
+from pydicom.datadict import tag_for_keyword
 
 from apt_monai.errors import StudyError
+from apt_monai.io.nifti import nifti_stem
+from apt_monai.io.series_path import format_series_path, parse_series_path
+
+logger = logging.getLogger(__name__)
 
 SLICE_TOLERANCE = 0.05
 """How far a slice may be from its place on an even grid, as a share of the distance between two slices."""
 _DIRECTION_TOLERANCE = 1e-3  # of direction cosines, which scanners round
 
-_SERIES_UID, _DESCRIPTION = "0020|000e", "0008|103e"
-_ECHO_TIME, _ECHO_NUMBER = "0018|0081", "0018|0086"
-_POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
-_ROWS, _COLUMNS, _FRAMES, _PHOTOMETRIC = "0028|0010", "0028|0011", "0028|0008", "0028|0004"
+_TAGS = [
+    "SOPClassUID", "PatientID", "StudyInstanceUID", "StudyDate", "SeriesInstanceUID", "SeriesDescription", "EchoTime",
+    "EchoNumbers", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
+    "NumberOfFrames", "PhotometricInterpretation",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SeriesLabel:
+    """What a series' headers call it. Each is empty where the files do not say.
+
+    Args:
+        description: SeriesDescription, decoded by the file's character set.
+        patient: PatientID.
+        study: StudyInstanceUID.
+        date: StudyDate, YYYYMMDD.
+    """
+
+    description: str
+    patient: str
+    study: str
+    date: str
 
 
 @dataclass(frozen=True)
@@ -37,8 +66,8 @@ class DicomSeries:
 
     Args:
         folder: the folder.
-        uid: its SeriesInstanceUID.
-        description: its SeriesDescription, empty where there is none.
+        uid: its SeriesInstanceUID, empty where the files have none.
+        label: what its headers call it.
         echo: 1 for the shortest echo time of the series, 2 for the next.
         echoes: how many the series has.
         echo_time: in ms; None where the files do not say.
@@ -47,7 +76,7 @@ class DicomSeries:
 
     folder: Path
     uid: str
-    description: str
+    label: SeriesLabel
     echo: int
     echoes: int
     echo_time: float | None
@@ -56,7 +85,7 @@ class DicomSeries:
     @property
     def path(self) -> str:
         """What names this echo of this series, and no other."""
-        return f"{self.folder}::{self.uid}" + (f"::echo={self.echo}" if self.echoes > 1 else "")
+        return format_series_path(self.folder, self.uid, self.echo if self.echoes > 1 else None)
 
 
 def dicom_files(folder: str | Path) -> list[Path]:
@@ -80,8 +109,11 @@ def list_series(folder: str | Path) -> list[DicomSeries]:
     A dual-echo acquisition (PD and T2 of one fast spin echo) is one series with two echo times; they are told apart by
     EchoTime (to 0.1 ms), and by EchoNumbers where that is the same.
 
+    Objects that are no images (a presentation state, a report) are left out, and the log says so. Files without a
+    SeriesInstanceUID are one series.
+
     Raises:
-        StudyError: a file is truncated or corrupt, or no image.
+        StudyError: a file is truncated or corrupt.
 
     Example::
 
@@ -90,44 +122,39 @@ def list_series(folder: str | Path) -> list[DicomSeries]:
     """
     folder = Path(folder)
     by_series: dict[str, dict[tuple[float, int], list[Path]]] = {}
-    descriptions: dict[str, str] = {}
+    labels: dict[str, SeriesLabel] = {}
+    no_images = []
     for file in dicom_files(folder):
         header = _header(file)
-        uid = header.get(_SERIES_UID, "")
-        echo = (round(_number(file, header, _ECHO_TIME), 1), int(_number(file, header, _ECHO_NUMBER)))
+        if not _is_image(header):
+            no_images.append(file.name)
+            continue
+        uid = _text(header, "SeriesInstanceUID")
+        echo = (round(_number(file, header, "EchoTime"), 1), int(_number(file, header, "EchoNumbers")))
         by_series.setdefault(uid, {}).setdefault(echo, []).append(file)
-        descriptions.setdefault(uid, header.get(_DESCRIPTION, ""))
+        labels.setdefault(uid, _label(header))
+    if no_images:
+        _say_left_out(folder, tuple(no_images))
     return [
-        DicomSeries(folder, uid, descriptions[uid], i, len(echoes), key[0] or None, tuple(echoes[key]))
+        DicomSeries(folder, uid, labels[uid], i, len(echoes), key[0] or None, tuple(echoes[key]))
         for uid, echoes in sorted(by_series.items())
         for i, key in enumerate(sorted(echoes), start=1)
     ]
 
 
-def series_description(file: str | Path) -> str:
-    """The SeriesDescription of one DICOM file, empty where it has none.
+def folder_label(folder: str | Path) -> SeriesLabel | None:
+    """What the first image of a folder's DICOM files says of its series; None where no file is an image.
 
     Raises:
-        StudyError: the file is truncated or corrupt, or no image.
-    """
-    return _header(Path(file)).get(_DESCRIPTION, "")
-
-
-def split_series_path(path: str | Path) -> tuple[Path, str | None, int | None]:
-    """The folder, series UID and echo that a path names; None for what it does not say.
-
-    Raises:
-        StudyError: the path is not ``FOLDER[::UID][::echo=N]``.
+        StudyError: a file is truncated or corrupt.
 
     Example::
 
-        >>> split_series_path("CD1::1.2.3::echo=2")
-        (PosixPath('CD1'), '1.2.3', 2)
+        >>> folder_label(".") is None
+        True
     """
-    match = re.fullmatch(r"(.+?)(?:::([\d.]+))?(?:::echo=([1-9]\d*))?", str(path))
-    if match is None or "::" in match[1]:
-        raise StudyError(f"{path}: names no DICOM series; the form is FOLDER, FOLDER::SERIES_UID or FOLDER::echo=2")
-    return Path(match[1]), match[2], int(match[3]) if match[3] else None
+    headers = (_header(file) for file in dicom_files(folder))
+    return next((_label(header) for header in headers if _is_image(header)), None)
 
 
 def find_series(path: str | Path) -> DicomSeries:
@@ -137,16 +164,16 @@ def find_series(path: str | Path) -> DicomSeries:
         StudyError: the folder is missing or holds no DICOM file, a file of it cannot be read, or the path names none or
             several of its series and echoes: the message then lists them, in the form to use.
     """
-    folder, uid, echo = split_series_path(path)
+    folder, uid, echo = parse_series_path(path)
     if not folder.is_dir():
         raise StudyError(f"{folder}: no such file or folder; correct the path or take the contrast out of the study")
     series = list_series(folder)
     if not series:
-        raise StudyError(f"{folder}: holds no DICOM file; name a folder of one series, or a NIfTI file")
+        raise StudyError(f"{folder}: holds no DICOM file of an image; name a folder of one series, or a NIfTI file")
     named = [s for s in series if uid in (None, s.uid) and echo in (None, s.echo)]
     if len(named) != 1:
         listing = "; ".join(
-            f"{s.path} ({s.description or 'no description'}, "
+            f"{s.path} ({s.label.description or 'no description'}, "
             + (f"echo time {s.echo_time:g} ms, " if s.echo_time else "")
             + f"{len(s.files)} files)"
             for s in series
@@ -187,74 +214,112 @@ def _is_dicom(file: Path) -> bool:
         return False
     if file.suffix.lower() in (".dcm", ".ima"):
         return True
-    if file.name.endswith((".nii", ".nii.gz")):
+    if nifti_stem(file.name) is not None:
         return False
     with file.open("rb") as stream:
         return stream.read(132)[128:] == b"DICM"
 
 
-def _header(file: Path) -> dict[str, str]:
-    """The tags that this module uses, those that the file has, as text."""
-    reader = itk.GDCMImageIO.New()
-    reader.SetFileName(str(file))
+def _header(file: Path) -> pydicom.Dataset:
+    """The tags that this module uses, those that the file has."""
     try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a value of unusual length, an unknown character set
+            header = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+            for tag in _TAGS:
+                _text(header, tag)  # decoded here, once
+    except Exception as error:
         raise _unreadable(file) from error
-    tags = reader.GetMetaDataDictionary()
-    used = (
-        _SERIES_UID, _DESCRIPTION, _ECHO_TIME, _ECHO_NUMBER, _POSITION, _ORIENTATION, _PIXEL_SPACING, _ROWS, _COLUMNS,
-        _FRAMES, _PHOTOMETRIC,
-    )  # fmt: skip
-    return {tag: text for tag in used if tags.HasKey(tag) and (text := tags[tag].strip("\0 "))}
+    if not _text(header, "SOPClassUID") or (_is_image_class(header) and not _is_image(header)):
+        raise _unreadable(file)
+    return header
+
+
+def _is_image(header: pydicom.Dataset) -> bool:
+    return bool(_text(header, "Rows") and _text(header, "Columns"))
+
+
+def _is_image_class(header: pydicom.Dataset) -> bool:
+    """Whether the object's class is one of images, so that without rows and columns it is cut off."""
+    return "Image Storage" in pydicom.uid.UID(_text(header, "SOPClassUID")).name
+
+
+@cache  # once a folder, however often it is listed
+def _say_left_out(folder: Path, names: tuple[str, ...]) -> None:
+    logger.info("%s: left out, as these DICOM objects are no images: %s", folder, ", ".join(names))
+
+
+def _label(header: pydicom.Dataset) -> SeriesLabel:
+    tags = ("SeriesDescription", "PatientID", "StudyInstanceUID", "StudyDate")
+    return SeriesLabel(*(_text(header, tag) for tag in tags))
+
+
+def _text(header: pydicom.Dataset, tag: str) -> str:
+    try:
+        value = header.get(tag)
+    except ValueError:  # a number that is none; what needs it says so
+        return ""
+    return "" if value is None else str(value).strip("\0 ")
 
 
 def _unreadable(file: Path) -> StudyError:
     return StudyError(
-        f"{file}: cannot be read as a DICOM image, it is truncated, corrupt or no image (a report); "
+        f"{file}: cannot be read as a DICOM image, it is truncated or corrupt; "
         "copy or download the file again, or move it elsewhere"
     )
 
 
-def _number(file: Path, header: dict[str, str], tag: str) -> float:
-    return _numbers(file, header, tag)[0] if tag in header else 0.0
+def _tag_name(tag: str) -> str:
+    number = tag_for_keyword(tag) or 0
+    return f"({number >> 16:04x},{number & 0xFFFF:04x})"
 
 
-def _numbers(file: Path, header: dict[str, str], tag: str) -> np.ndarray:
+def _number(file: Path, header: pydicom.Dataset, tag: str) -> float:
+    numbers = _numbers(file, header, tag)
+    return float(numbers[0]) if len(numbers) else 0.0
+
+
+def _numbers(file: Path, header: pydicom.Dataset, tag: str) -> np.ndarray:
+    """The numbers of a tag, none where it is missing or empty."""
     try:
-        return np.array([float(number) for number in header[tag].split("\\")])
-    except ValueError as error:
-        raise StudyError(f"{file}: DICOM tag ({tag.replace('|', ',')}) is {header[tag]!r}, no number") from error
+        value: Any = header.get(tag)
+        if value is None or value == "":
+            return np.array([])
+        return np.array([float(number) for number in (value if isinstance(value, Sequence) else [value])])
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{file}: DICOM tag {_tag_name(tag)} is no number ({error})") from error
 
 
-def _check_slice(file: Path, header: dict[str, str]) -> None:
-    if not header.get(_PHOTOMETRIC, "MONOCHROME").startswith("MONOCHROME"):
+def _check_slice(file: Path, header: pydicom.Dataset) -> None:
+    photometric = _text(header, "PhotometricInterpretation") or "MONOCHROME2"
+    if not photometric.startswith("MONOCHROME"):
         raise StudyError(
-            f"{file}: is in colour ({header[_PHOTOMETRIC]}), a screenshot or a map; one number a voxel is needed: "
+            f"{file}: is in colour ({photometric}), a screenshot or a map; one number a voxel is needed: "
             "name another series"
         )
-    if int(header.get(_FRAMES, "1")) > 1:
+    frames = int(_number(file, header, "NumberOfFrames"))
+    if frames > 1:
         raise StudyError(
-            f"{file}: holds {header[_FRAMES]} frames (enhanced DICOM); one file a slice is needed: "
+            f"{file}: holds {frames} frames (enhanced DICOM); one file a slice is needed: "
             "convert the series to NIfTI (dcm2niix) and name that file"
         )
-    for tag, count in ((_POSITION, 3), (_ORIENTATION, 6), (_PIXEL_SPACING, 2)):
-        if tag not in header or len(_numbers(file, header, tag)) != count:
+    for tag, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+        if len(_numbers(file, header, tag)) != count:
             raise StudyError(
-                f"{file}: DICOM tag ({tag.replace('|', ',')}) is {header.get(tag, 'missing')}, so its place in space "
+                f"{file}: DICOM tag {_tag_name(tag)} is {_text(header, tag) or 'missing'}, so its place in space "
                 f"is not known ({count} numbers are needed); name another series, or convert it to NIfTI (dcm2niix)"
             )
 
 
-def _grid(series: DicomSeries, headers: dict[Path, dict[str, str]]) -> tuple[list[Path], np.ndarray]:
+def _grid(series: DicomSeries, headers: dict[Path, pydicom.Dataset]) -> tuple[list[Path], np.ndarray]:
     """The files in the order of their slices, and the affine, RAS+; raises where they are no even stack."""
     first = series.files[0]
     for file in series.files[1:]:
         for name, tag, tolerance in (
-            ("orientation", _ORIENTATION, _DIRECTION_TOLERANCE),
-            ("pixel size", _PIXEL_SPACING, _DIRECTION_TOLERANCE),
-            ("rows", _ROWS, 0.0),
-            ("columns", _COLUMNS, 0.0),
+            ("orientation", "ImageOrientationPatient", _DIRECTION_TOLERANCE),
+            ("pixel size", "PixelSpacing", _DIRECTION_TOLERANCE),
+            ("rows", "Rows", 0.0),
+            ("columns", "Columns", 0.0),
         ):
             values, expected = (_numbers(f, headers[f], tag) for f in (file, first))
             if np.abs(values - expected).max() > tolerance:
@@ -265,16 +330,16 @@ def _grid(series: DicomSeries, headers: dict[Path, dict[str, str]]) -> tuple[lis
     if len(series.files) < 2:
         raise StudyError(f"{first}: is the only slice of its series; a volume of at least 2 slices is needed")
 
-    orientation = _numbers(first, headers[first], _ORIENTATION)
+    orientation = _numbers(first, headers[first], "ImageOrientationPatient")
     along_row, along_column = orientation[:3], orientation[3:]  # unit vectors, LPS+
     normal = np.cross(along_row, along_column)
-    place = {file: _numbers(file, headers[file], _POSITION) for file in series.files}
+    place = {file: _numbers(file, headers[file], "ImagePositionPatient") for file in series.files}
     files = sorted(series.files, key=lambda file: float(place[file] @ normal))
     positions = np.stack([place[file] for file in files])  # slices×3, mm
     step = (positions[-1] - positions[0]) / (len(files) - 1)
     _check_even(files, positions, normal, step)
 
-    between_rows, between_columns = _numbers(first, headers[first], _PIXEL_SPACING)
+    between_rows, between_columns = _numbers(first, headers[first], "PixelSpacing")
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * between_columns, along_column * between_rows, step, positions[0]], axis=1)
     affine[:2] = 0 - affine[:2]  # LPS+ to RAS+, without -0

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from pathlib import Path
 
 import numpy as np
 
 from apt_monai.errors import StudyError
-from apt_monai.io.dicom import read_dicom_series
+from apt_monai.files import file_sha256
+from apt_monai.io.dicom import dicom_files, find_series, read_dicom_series
 from apt_monai.io.nifti import read_nifti
+from apt_monai.io.series_path import parse_series_path
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -17,9 +22,9 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     The whole file is read, so that a damaged ``.nii.gz`` is found by its checksum.
 
     Args:
-        path: a NIfTI file, ``.nii`` or ``.nii.gz``, or a DICOM series, ``FOLDER[::SERIES_UID][::echo=N]``: the folder
-            of its files and, where that holds several series or echoes, which (see
-            :func:`apt_monai.io.dicom.find_series`).
+        path: a NIfTI file, compressed or not, whatever it is called; or a DICOM series,
+            ``FOLDER[::SERIES_UID][::echo=N]``: the folder of its files and, where that holds several series or echoes,
+            which (see :func:`apt_monai.io.dicom.find_series`).
 
     Returns:
         The intensities, ``(X, Y, Z)`` float32 with the header's scaling applied, and the affine ``(4, 4)`` float64,
@@ -27,8 +32,8 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         StudyError: the file is missing, truncated or corrupt; it is not 3D, not scalar, or has an axis of a single
-            voxel; it has NaN or infinite values; its affine has no inverse; or what
-            :func:`apt_monai.io.dicom.read_dicom_series` refuses.
+            voxel; its header does not say which side is left; it has NaN or infinite values; its affine has no inverse;
+            or what :func:`apt_monai.io.dicom.read_dicom_series` refuses.
 
     Example::
 
@@ -37,13 +42,65 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         >>> read_volume("case_t1.nii.gz")[0].shape
         (4, 5, 6)
     """
-    if Path(path).is_dir() or ("::" in str(path) and not Path(path).is_file()):
-        volume, affine = read_dicom_series(path)
-    else:
-        volume, affine = read_nifti(Path(path))
+    volume, affine = read_dicom_series(path) if _is_series(path) else read_nifti(path)
     finite = np.isfinite(volume)
     if not finite.all():
         raise StudyError(f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite; mend or exclude the volume")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise StudyError(f"{path}: the affine {affine.tolist()} has no inverse; mend the header's sform or qform")
     return volume, affine
+
+
+def source_sha256(path: str | Path) -> str:
+    """What a volume's content is known by, wherever it lies, as 64 hexadecimal digits.
+
+    Of a NIfTI file the SHA-256 of its bytes; of a DICOM series that of its files' SHA-256s, sorted: their names do not
+    count.
+
+    Raises:
+        StudyError: the path names no series or several.
+        OSError: a file is missing or cannot be read.
+
+    Example::
+
+        >>> Path("a.nii").write_bytes(b"abc")
+        3
+        >>> source_sha256("a.nii")[:8]
+        'ba7816bf'
+    """
+    if not _is_series(path):
+        return file_sha256(path)
+    hashes = sorted(file_sha256(file) for file in find_series(path).files)
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def source_stat(path: str | Path) -> list[str | int]:
+    """What tells quickly, without reading it, that a volume's files are the same as before.
+
+    Of a NIfTI file its absolute path, size in bytes and modification time in ns; of a DICOM series its absolute path,
+    the number of DICOM files in its folder, and a hash of their names, sizes and times.
+
+    Raises:
+        StudyError: there is no such file or folder.
+
+    Example::
+
+        >>> Path("a.nii").write_bytes(b"abc")
+        3
+        >>> source_stat("a.nii")[1]
+        3
+    """
+    path = os.path.abspath(path)
+    if _is_series(path):
+        folder = parse_series_path(path)[0]
+        if folder.is_dir():
+            listing = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in dicom_files(folder)]
+            return [path, len(listing), hashlib.sha256(json.dumps(listing).encode()).hexdigest()]
+    elif os.path.isfile(path):
+        status = os.stat(path)
+        return [path, status.st_size, status.st_mtime_ns]
+    raise StudyError(f"{path}: no such file or folder; correct the path or take the contrast out of the study")
+
+
+def _is_series(path: str | Path) -> bool:
+    return Path(path).is_dir() or ("::" in str(path) and not Path(path).is_file())
