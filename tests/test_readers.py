@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_dicom import write_series
+from tiny_dicom import write_series, write_slice
 
 from apt_monai.contrasts import BRATS
 from apt_monai.data import patient, read_studies
@@ -69,7 +69,7 @@ def test_synthetic_files_are_skipped_with_a_note(tmp_path: Path, caplog: pytest.
     touch(tmp_path / "a", "a_t1.nii.gz", "a_SYNTHETIC_t2.nii.gz", "a_t1ce_synthetic.nii.gz")
     with caplog.at_level(logging.INFO):
         assert set(read_studies(tmp_path, "brats")[0]) == {"subject", "t1"}
-    assert "a_SYNTHETIC_t2.nii.gz: synthesised" in caplog.text
+    assert "a_SYNTHETIC_t2.nii.gz (synthesised, not acquired)" in caplog.text
 
 
 def test_hidden_files_and_folders_and_other_files_are_not_looked_at(tmp_path: Path) -> None:
@@ -139,6 +139,163 @@ def test_an_unknown_dataset_is_an_error(tmp_path: Path) -> None:
         read_studies(tmp_path, "ixi")
 
 
+@pytest.mark.parametrize("name", ["A_T1.NII.GZ", "A_t1.NII", "A_T1.nii.GZ"])
+def test_an_ending_in_capitals_is_read(tmp_path: Path, name: str) -> None:
+    folder = touch(tmp_path / "a", "a_t2.nii.gz", name)
+    assert read_studies(tmp_path, "brats")[0]["t1"] == str(folder / name)
+    anat = touch(tmp_path / "bids" / "sub-1" / "anat", "sub-1_T1w.NII.GZ")
+    assert read_studies(tmp_path / "bids", "brats")[0]["t1"] == str(anat / "sub-1_T1w.NII.GZ")
+    touch(tmp_path / "mapped" / "b", name)
+    assert "t1" in read_studies(tmp_path / "mapped", "brats", series={"a_t1": "t1"})[0]
+
+
+def test_what_of_a_study_is_not_used_is_said_once_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    touch(tmp_path / "a", "a_t1.nii.gz", "a_t1.json", "notes.txt")
+    write_slice(tmp_path / "a" / "I1.dcm", np.ones((3, 4), np.int16))
+    touch(tmp_path / "a" / "old", "x_t1.nii.gz")
+    read_studies(tmp_path, "brats")
+    assert f"{tmp_path / 'a'}: not used: I1.dcm (DICOM), a_t1.json (no image), notes.txt (no image)" in caplog.text
+    assert f"{tmp_path / 'a' / 'old'}: not used: x_t1.nii.gz (in a folder below the study's)" in caplog.text
+
+
+def test_what_is_left_out_of_many_studies_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for i in range(9):
+        touch(tmp_path / f"sub-{i}" / "anat", f"sub-{i}_T1w.nii.gz", f"sub-{i}_T1w.json", f"sub-{i}_T2star.nii.gz")
+    read_studies(tmp_path, "adni")
+    assert [record.getMessage().split(": ", 1)[1].split(", such as")[0] for record in caplog.records] == [
+        "not used, as not a contrast of adni: 9 files *_T2star.nii.gz in 9 folders",
+        "not used, as no image: 9 files *.json in 9 folders",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a_t1.mgz", "a_t1.nrrd", "a_t1.img", "a_t1.nii.bz2"])
+def test_an_image_in_a_format_that_is_not_read_is_an_error(tmp_path: Path, name: str) -> None:
+    touch(tmp_path / "a", "a_t2.nii.gz", name)
+    with pytest.raises(StudyError, match=f"{name}: is an image in a format that is not read; convert it"):
+        read_studies(tmp_path, "brats")
+    with pytest.raises(StudyError, match=f"{name}: is an image in a format that is not read; .*null"):
+        read_studies(tmp_path, "brats", series={"*t1*": "t1", "*t2": "t2"})
+    assert set(read_studies(tmp_path, "brats", series={"*t1*": None, "*t2": "t2"})[0]) == {"subject", "t2"}
+
+
+def test_a_contrast_below_the_study_that_lacks_it_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "a_t2.nii.gz")
+    touch(tmp_path / "a" / "a_t1.nii.gz", "a_t1.nii.gz")  # a folder, as some archives have it
+    with pytest.raises(StudyError, match="a_t1.nii.gz/a_t1.nii.gz: may be the t1 that study a lacks"):
+        read_studies(tmp_path, "brats")
+
+
+def test_folders_without_any_image_are_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path / "a", "a_t1.nii.gz")
+    touch(tmp_path / "__MACOSX" / "a", "._a_t1.nii.gz")
+    touch(tmp_path / "papers", "paper.pdf")
+    for series in (None, {"*t1": "t1"}):
+        caplog.clear()
+        assert [study["subject"] for study in read_studies(tmp_path, "brats", series=series)] == ["a"]
+        assert "left out, as no image is in them: __MACOSX, papers" in caplog.text
+    touch(tmp_path / "papers", "scan.mgz")  # an image that cannot be used is another thing
+    with pytest.raises(StudyError, match="scan.mgz: is an image in a format that is not read"):
+        read_studies(tmp_path, "brats")
+
+
+# One patient, one visit
+
+
+@pytest.mark.parametrize("second", ["b_t2.nii.gz", "a_month12_t2.nii.gz"])
+def test_names_of_two_patients_or_visits_in_one_folder_are_an_error(tmp_path: Path, second: str) -> None:
+    folder = touch(tmp_path / "all", "a_t1.nii.gz", second)
+    with pytest.raises(StudyError, match="may be of two patients or visits; .*by a series mapping"):
+        read_studies(tmp_path, "brats")
+    said = {"*_t1": "t1", "*_t2": "t2"}
+    assert read_studies(tmp_path, "brats", series=said)[0]["t2"] == str(folder / second)
+
+
+def test_folders_of_patients_below_a_folder_are_an_error_that_says_which_to_give(tmp_path: Path) -> None:
+    touch(tmp_path / "HGG" / "A", "A_t1.nii.gz")
+    touch(tmp_path / "HGG" / "B", "B_t2.nii.gz")
+    with pytest.raises(StudyError, match=f"if these are the studies, give {tmp_path / 'HGG'} as the data"):
+        read_studies(tmp_path, "brats")
+    for mapping in ({"*_t1": "t1", "*_t2": "t2"}, {"*t1": "t1", "*": "t2"}, {"*/*_t1": "t1", "?/*_t2": "t2"}):
+        with pytest.raises(StudyError, match=f"one patient and one visit; .*give {tmp_path / 'HGG'} as the data"):
+            read_studies(tmp_path, "brats", series=mapping)
+    assert len(read_studies(tmp_path / "HGG", "brats", series={"*_t1": "t1", "*_t2": "t2"})) == 2
+
+
+@pytest.mark.parametrize("where", [("baseline", "month12"), ("v1/anat", "v2/anat"), (".", "month12")])
+def test_folders_of_visits_below_a_subject_are_an_error_that_says_how_to_name_them(
+    tmp_path: Path, where: tuple[str, str]
+) -> None:
+    touch(tmp_path / "P1" / where[0], "t1.nii.gz")
+    touch(tmp_path / "P1" / where[1], "t2.nii.gz")
+    with pytest.raises(StudyError, match=r"one visit; .*call them after the session \(ses-01\) or the day"):
+        read_studies(tmp_path, "brats", series={"t1": "t1", "t2": "t2"})
+
+
+def test_the_sessions_and_days_of_two_subjects_below_one_folder_are_never_one_study(tmp_path: Path) -> None:
+    for visit in ("ses-01", "2006-05-02_12_31_52.0"):
+        root = tmp_path / visit[:3]
+        touch(root / "all" / "A" / "x" / visit, "A_t1.nii.gz")
+        touch(root / "all" / "B" / "x" / visit, "B_t2.nii.gz")
+        with pytest.raises(StudyError, match="nothing says that they are of one patient"):
+            read_studies(root, "brats", series={"*_t1": "t1", "*_t2": "t2"})
+
+
+def test_a_folder_a_series_is_one_study_where_the_mapping_names_the_folders(tmp_path: Path) -> None:
+    touch(tmp_path / "P1" / "scans" / "3-T1" / "NIFTI", "a.nii.gz")
+    touch(tmp_path / "P1" / "scans" / "4-T2" / "NIFTI", "a.nii.gz")
+    for mapping in ({"?-T1": "t1", "?-T2": "t2"}, {"scans/*T1/*": "t1", "scans/*T2/*": "t2"}):
+        assert set(read_studies(tmp_path, "brats", series=mapping)[0]) == {"subject", "t1", "t2"}
+
+
+def two_series(root: Path, first: dict, second: dict) -> Path:
+    """T1 and T2 of subject P1, each in a folder of its own with a name that says nothing."""
+    for name, description, changes in (("S1", "T1", first), ("S2", "T2", second)):
+        write_series(root / "P1" / name, np.ones((3, 4, 2), np.int16), description=description, **changes)
+    return root
+
+
+BY_DESCRIPTION, BY_FOLDER = {"T1": "t1", "T2": "t2"}, {"S1": "t1", "S2": "t2"}
+
+
+@pytest.mark.parametrize(
+    "headers", [{"study": "1.2"}, {"study": "1.2", "patient": "X"}, {"study": None, "patient": "X", "date": "20060502"}]
+)
+def test_dicom_headers_may_say_that_folders_are_of_one_visit(tmp_path: Path, headers: dict) -> None:
+    two_series(tmp_path, headers, headers)
+    assert set(read_studies(tmp_path, "brats", series=BY_DESCRIPTION)[0]) == {"subject", "t1", "t2"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"patient": "X"}, {"patient": "Y"}, r"of several patients, .* \(PatientID X, Y\)"),
+        ({"date": "20060502"}, {"date": "20070601"}, r"of several visits, .* \(StudyDate 20060502, 20070601\)"),
+        ({"study": "1.2"}, {"study": "1.3"}, "may be of several visits, .*several StudyInstanceUIDs"),
+    ],
+)
+def test_dicom_headers_of_two_patients_or_visits_are_an_error_whatever_the_mapping_says(
+    tmp_path: Path, first: dict, second: dict, message: str
+) -> None:
+    two_series(tmp_path, first, second)
+    for mapping in (BY_DESCRIPTION, BY_FOLDER):
+        with pytest.raises(StudyError, match=message):
+            read_studies(tmp_path, "brats", series=mapping)
+    flat = tmp_path / "CD" / "all"
+    write_series(flat, np.ones((3, 4, 2), np.int16), name="a{}", series="1.1", description="T1", **first)
+    write_series(flat, np.ones((3, 4, 2), np.int16), name="b{}", series="1.2", description="T2", **second)
+    with pytest.raises(StudyError, match=message):
+        read_studies(tmp_path / "CD", "brats", series=BY_DESCRIPTION)
+
+
+def test_folders_of_dicom_files_that_do_not_say_it_are_not_taken_for_one_visit(tmp_path: Path) -> None:
+    two_series(tmp_path, {"study": None}, {"study": None})
+    with pytest.raises(StudyError, match="nothing says that they are of one patient"):
+        read_studies(tmp_path, "brats", series=BY_DESCRIPTION)
+    assert len(read_studies(tmp_path, "brats", series=BY_FOLDER)) == 1
+
+
 # BIDS
 
 
@@ -184,8 +341,8 @@ def test_in_bids_a_scan_with_a_contrast_agent_is_never_taken_for_one_without(
     touch(tmp_path / "sub-1" / "anat", "sub-1_ce-gadolinium_T1w.nii.gz", "sub-1_T2w.nii.gz", "sub-1_T2star.nii.gz")
     with caplog.at_level(logging.INFO):
         assert set(read_studies(tmp_path, "adni")[0]) == {"subject", "t2"}
-    assert "sub-1_ce-gadolinium_T1w.nii.gz: not a contrast of adni" in caplog.text
-    assert "sub-1_T2star.nii.gz: not a contrast of adni" in caplog.text
+    assert "sub-1_ce-gadolinium_T1w.nii.gz (not a contrast of adni)" in caplog.text
+    assert "sub-1_T2star.nii.gz (not a contrast of adni)" in caplog.text
 
 
 def test_a_bids_session_without_contrast_is_left_out_with_a_warning(
@@ -329,6 +486,32 @@ def test_folders_with_meaningless_names_are_known_by_their_series_description(tm
     assert read_studies(tmp_path, "brats", series={"ax t2 flair": "flair"}) == [
         {"subject": "case", "flair": str(tmp_path / "case" / "ST0" / "SE7")}
     ]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "a.nii.gz")
+    touch(tmp_path / "data" / "P1" / "T2", "b.nii.gz")
+    (tmp_path / "data" / "P1" / "T1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "P1" / "T2" / "up").symlink_to(tmp_path / "data")
+    (study,) = read_studies(tmp_path / "data", "brats", series={"T1": "t1", "T2": "t2"})
+    assert study["t1"] == str(tmp_path / "data" / "P1" / "T1" / "a.nii.gz")
+
+
+@pytest.mark.parametrize("pattern", ["T1 Schädel", "t1 SCHÄDEL", "T1 Scha\u0308del", "t1*"])
+@pytest.mark.parametrize("folder", ["P1", "P1/S1"])
+def test_a_pattern_fits_a_description_with_an_umlaut(tmp_path: Path, folder: str, pattern: str) -> None:
+    text = "T1 Schädel".encode("latin-1")
+    write_series(tmp_path / folder, np.ones((3, 4, 2), np.int16), charset="ISO_IR 100", description=text)
+    (study,) = read_studies(tmp_path, "brats", series={pattern: "t1"})
+    assert read_volume(study["t1"])[0].shape == (3, 4, 2)
+    with pytest.raises(StudyError, match='"(T1 Schädel|S1)": ...'):
+        read_studies(tmp_path, "brats", series={"other": "t1"})
+
+
+def test_files_without_a_series_uid_are_read_as_one_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "P1", np.ones((3, 4, 2), np.int16), series=None, description=None)
+    (study,) = read_studies(tmp_path, "brats", series={"P1": "t1"})
+    assert read_volume(study["t1"])[0].shape == (3, 4, 2)
 
 
 def test_files_of_any_name_are_mapped_segmentations_too(tmp_path: Path) -> None:

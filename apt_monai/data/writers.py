@@ -13,18 +13,17 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 
-from apt_monai import __version__
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.files import check_writable, complete_file, write_text
 from apt_monai.geometry import set_space
 from apt_monai.io.nifti import load_nifti
+from apt_monai.io.sidecar import NOTICE, SYNTHETIC, mark_synthetic, sidecar_path
 from apt_monai.io.source import source_sha256
 from apt_monai.transforms import ScaleIntensityInBrain, StudyPreprocessing
 
 logger = logging.getLogger(__name__)
 
-NOTICE = "research software, not a medical device; synthesised, not acquired"
 DTYPES = ("float32", "int16")
 
 # The sidecar's own fields; every other one is provenance.
@@ -53,11 +52,7 @@ def synthetic_path(output_dir: str | Path, subject: str, contrast: str) -> Path:
     """
     if subject in ("", ".", "..") or Path(subject).name != subject:
         raise StudyError(f"subject {subject!r}: names a folder of the output, so it must be a plain name without '/'")
-    return Path(output_dir) / subject / f"{subject}_{contrast}_SYNTHETIC.nii.gz"
-
-
-def _sidecar_path(image_path: Path) -> Path:
-    return image_path.with_name(image_path.name.removesuffix(".nii.gz") + ".json")
+    return Path(output_dir) / subject / f"{subject}_{contrast}_{SYNTHETIC}.nii.gz"
 
 
 class SaveSyntheticStudyd(Transform):
@@ -166,8 +161,8 @@ class SaveSyntheticStudyd(Transform):
             with complete_file(path) as partial:
                 nib.save(image, partial)
                 # The older sidecar goes before its volume, the new one comes after: none describes another volume.
-                _sidecar_path(path).unlink(missing_ok=True)
-            write_text(_sidecar_path(path), json.dumps(sidecar, indent=1) + "\n")
+                sidecar_path(path).unlink(missing_ok=True)
+            write_text(sidecar_path(path), json.dumps(sidecar, indent=1) + "\n")
             logger.info("wrote %s", path)
         return {**data, "written": [str(path) for path in paths]}
 
@@ -276,7 +271,7 @@ def _is_finished(
     for contrast in missing:
         path = synthetic_path(output_dir, study["subject"], contrast)
         try:
-            sidecar = json.loads(_sidecar_path(path).read_text(encoding="utf-8"))
+            sidecar = json.loads(sidecar_path(path).read_text(encoding="utf-8"))
             found = {key: value for key, value in sidecar.items() if key == "dtype" or key not in _SIDECAR_FIELDS}
             hashes = {name: file["sha256"] for name, file in sidecar["sources"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -321,8 +316,7 @@ def _nifti(volume: np.ndarray, source_path: str, affine: np.ndarray, label: str,
     header.set_data_dtype(dtype)
     for field in _GEOMETRY_FIELDS:
         header[field] = source.header[field]
-    header["descrip"] = f"SYNTHETIC apt_monai {__version__} {label}: not acquired"  # 79 bytes at most
-    header["intent_name"] = "SYNTHETIC"
+    mark_synthetic(header, label)
     if dtype == "float32":
         return type(source)(volume.astype(np.float32), source.affine, header)
     slope = float(np.float32(np.abs(volume).max() / np.iinfo(np.int16).max)) or 1.0  # as the header holds it

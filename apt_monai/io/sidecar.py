@@ -1,0 +1,55 @@
+"""What says that a volume was synthesised: its file's name, its header, and the JSON sidecar beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+
+from apt_monai import __version__
+from apt_monai.io.nifti import nifti_stem
+
+SYNTHETIC = "SYNTHETIC"
+"""Part of the name of each synthesised volume, the beginning of its header's description, and its intent's name."""
+NOTICE = "research software, not a medical device; synthesised, not acquired"
+
+
+def is_synthetic_name(path: str | Path) -> bool:
+    """Whether a file's name says that it was synthesised, in capitals or not.
+
+    Example::
+
+        >>> is_synthetic_name("out/case_t1_SYNTHETIC.nii.gz"), is_synthetic_name("synthetic/case_t1.nii.gz")
+        (True, False)
+    """
+    return SYNTHETIC in Path(path).name.upper()
+
+
+def mark_synthetic(header: nib.Nifti1Header, label: str) -> None:
+    """Say in a header that the volume was synthesised.
+
+    Args:
+        header: of NIfTI-1 or NIfTI-2, changed in place.
+        label: the contrast's, such as ``T1Gd``.
+
+    Example::
+
+        >>> header = nib.Nifti1Header()
+        >>> mark_synthetic(header, "T1Gd")
+        >>> header["intent_name"].item()
+        b'SYNTHETIC'
+    """
+    header["descrip"] = f"{SYNTHETIC} apt_monai {__version__} {label}: not acquired"  # 79 bytes at most
+    header["intent_name"] = SYNTHETIC
+
+
+def sidecar_path(volume: str | Path) -> Path:
+    """The JSON file that says where a volume comes from.
+
+    Example::
+
+        >>> sidecar_path("out/case_t1_SYNTHETIC.nii.gz").as_posix()
+        'out/case_t1_SYNTHETIC.json'
+    """
+    path = Path(volume)
+    return path.with_name(f"{nifti_stem(path.name) or path.name}.json")
