@@ -91,6 +91,7 @@ def second_file(study: Path) -> Path:
 def no_contrast(study: Path) -> Path:
     for path in study.iterdir():
         path.unlink()
+    write_nifti(study / "b_bad_seg.nii.gz", np.ones(SHAPE, np.uint8))
     return study
 
 

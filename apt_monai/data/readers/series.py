@@ -187,7 +187,7 @@ def _advice(subject: Path) -> str:
 
 
 def _is_adnis(folder: tuple[str, ...]) -> bool:
-    """Whether the day says the visit: <subject>/<day>/..., or <subject>/<description>/<day>/... as in ADNI's archive."""
+    """Whether the day says the visit: <subject>/<day>/..., or as in ADNI <subject>/<description>/<day>/..."""
     return any(_DAY.match(part) for part in folder[:2])
 
 
