@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -11,4 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from apt_monai.cli.commands import main
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show does not stop us
     sys.exit(main())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -335,3 +338,26 @@ def test_an_output_folder_that_cannot_be_made_is_found_before_the_work(finished:
     places = {"dataset_dir": str(dataset), "model_dir": str(finished)}
     error = error_of("inference", "run", output_dir=str(tmp_path / "file" / "out"), **places)
     assert isinstance(error, OSError) and str(tmp_path / "file" / "out") in str(error)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_an_error_with_any_name_in_it_can_be_printed_on_a_strict_terminal(tmp_path: Path, encoding: str) -> None:
+    folder = tmp_path / "Sch\u00e4del \udce4"  # a file name of an old disk: no UTF-8
+    folder.mkdir()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "apt_monai",
+            "synthesize",
+            str(folder),
+            "--dataset",
+            "brats",
+            "--out",
+            str(tmp_path / "o"),
+        ],
+        env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert b"\\udce4: is empty, no study found" in done.stderr and b"UnicodeEncodeError" not in done.stderr

@@ -24,10 +24,10 @@ def read_studies(
     """List the studies of a dataset folder, in one of three layouts.
 
     **A folder a study.** Each subfolder is one study, named as the folder; a folder that holds NIfTI files itself is
-    accepted as one study. A study's files are called ``<anything>_<suffix>.nii.gz`` (or ``-<suffix>``, or ``.nii``),
-    where the suffix is one of the contrast's: BraTS 2021 (``BraTS2021_00000_t1ce.nii.gz``) and 2023 and later
-    (``BraTS-GLI-00000-000-t1c.nii.gz``), or ADNI as this package writes it (``002_S_0413_pd.nii.gz``).
-    What is brain is read from ``<anything>_mask.nii.gz`` or ``_brainmask.nii.gz``, or from
+    accepted as one study. A study's files are called ``<name>_<suffix>.nii.gz`` (or ``-<suffix>``, or ``.nii``), with
+    one name for all contrasts, where the suffix is one of the contrast's: BraTS 2021 (``BraTS2021_00000_t1ce.nii.gz``)
+    and 2023 and later (``BraTS-GLI-00000-000-t1c.nii.gz``), or ADNI as this package writes it
+    (``002_S_0413_pd.nii.gz``). What is brain is read from ``<anything>_mask.nii.gz`` or ``_brainmask.nii.gz``, or from
     ``preprocessing/brainmask.nii.gz``, where it is there.
 
     **BIDS**, where the folder holds ``sub-*/anat`` or ``sub-*/ses-*/anat``, or is such a ``sub-*`` folder itself. Each
@@ -53,10 +53,14 @@ def read_studies(
       T2; null leaves the series out. A series that no pattern fits is an error, which lists all of them.
     - DICOM files in the subject's own folder may be of several series, told apart by their headers; a folder below it
       is one series.
+    - Series in different folders below a subject's are one study only where the mapping names the folders
+      (``{"T1/*": "t1"}``), where ADNI's day says the visit, or where DICOM headers say that they are of one visit.
+      DICOM headers of two patients or two visits are always an error.
 
-    In each layout any non-empty subset of the contrasts may be there. Hidden files and folders, and files that are
-    neither NIfTI nor DICOM, are not looked at. NIfTI files with ``synthetic`` in their name are this package's own
-    output: they are skipped, and the log says so. Files are not read here, but for DICOM headers.
+    In each layout any non-empty subset of the contrasts may be there. Hidden files and folders are not looked at; links
+    are followed. NIfTI files with ``synthetic`` in their name are this package's own output and not used. The log names
+    what else of a study is not used, and the folders that are left out as no image is in them; an image in a format
+    that is not read is an error. Files are not read here, but for DICOM headers.
 
     Args:
         dataset_dir: the folder.
@@ -67,12 +71,13 @@ def read_studies(
     Returns:
         One dictionary a study, sorted by name: ``{"subject": name, <contrast>: path, ..., "seg": path,
         "mask": path}``; what is absent has no key. A path is absolute: a file, or what names a DICOM series (see
-        :func:`apt_monai.transforms.read_volume`).
+        :func:`apt_monai.io.read_volume`).
 
     Raises:
         StudyError: the folder is missing or has no study; it has studies beside files of its own; a study has no
-            contrast, two files for one contrast, or a NIfTI file whose suffix is not known; a series that the mapping
-            does not match; with ``require_all``, a study lacks a contrast.
+            contrast, two files for one contrast, or a NIfTI file whose suffix is not known; it is, or may be, of two
+            patients or visits; an image is in a format that is not read; a series that the mapping does not match; with
+            ``require_all``, a study lacks a contrast.
         ValueError: the series mapping is not as above.
 
     Example::
