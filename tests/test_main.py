@@ -83,7 +83,7 @@ def write_study(folder: Path, contrasts: ContrastSet, value: int = 100) -> dict[
     ("command", "defaults"),
     [
         ("phantom", {"--dataset": "brats", "--subjects": "20", "--seed": "0", "--spacing": "1.0"}),
-        ("preprocess", {"--dataset": "adni", "--grid": "pd,t2,t1", "--mask": "deepbet", "--workers": "1"}),
+        ("preprocess", {"--dataset": "adni", "--mask": "deepbet", "--workers": "1"}),
         ("train", {"--dataset": "brats", "--gpus": "1", "--model": "models/trained of the bundle"}),
         ("synthesize", {"--subject": "study", "--out": "synthetic", "--gpus": "1"}),
         ("evaluate", {"--out": "eval", "--cases": "each contrast from all others"}),
