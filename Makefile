@@ -13,6 +13,8 @@ RUN := "$(VENV)/bin/python" -m
 
 # The package is not installed: the code that runs is that of this checkout.
 export PYTHONPATH := $(CURDIR)
+# Threads that wait sleep, so that a neighbour's work does not slow them down fourfold.
+export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow lint bench bundles clean

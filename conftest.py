@@ -15,6 +15,7 @@ from monai.utils import set_determinism
 # Set before any test module imports huggingface_hub, and inherited by the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # The tests' tensors are tiny: more threads are slower, and the order of a sum would depend on the machine.
 torch.set_num_threads(1)
 

@@ -146,7 +146,7 @@ ADNI = ContrastSet(
     references=("t1", "t2", "pd"),
     echoes=(("t2", "pd"),),
     # Two of the three contrasts then keep their acquired voxels, and only T1 is resampled, from finer to coarser (with
-    # the slice thickness averaged); a finer grid would invent two of three slices of PD and T2. Its slices are axial
+    # the slice thickness averaged); a finer grid would invent two of three slices of PD and T2. Its slices are axial.
     grid=("pd", "t2", "t1"),
     mask_sources=("t1", "t2", "pd"),
 )

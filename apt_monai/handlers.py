@@ -63,8 +63,9 @@ class ResumableEMA(EMAHandler):
 class ResumableCheckpoint:
     """Save all that a run needs to go on after epochs, and go on from it when the run is started again.
 
-    MONAI's ``CheckpointSaver`` does not write atomically and numbers its files; this is one file, replaced whole, so
-    that a run that is killed while saving still has its last checkpoint.
+    This is one file, replaced whole, so that a run that is killed while saving still has its last checkpoint. MONAI's
+    ``CheckpointSaver`` does not write atomically, and ignite's ``Checkpoint`` (0.5.5) removes its old file before it
+    writes the new one, and loads without a word on which file does not fit, or that an epoch has another length.
 
     Args:
         path: the checkpoint file.
@@ -183,6 +184,8 @@ class FinalWeights:
 
 class TrainingProgress:
     """One progress bar over all iterations of a training, with the mean loss of late.
+
+    ignite's ``ProgressBar`` counts one epoch at a time, and begins at 1 where a run is resumed.
 
     Args:
         description: what the bar says.

@@ -21,8 +21,8 @@ from monai.networks.schedulers.ddpm import DDPMPredictionType
 from monai.utils import unsqueeze_right
 
 from apt_monai.codebook import PriorCodebook
+from apt_monai.hardware import PRECISIONS, autocast
 
-GuidanceGradient = Literal["network", "image"]
 NextStep = Literal["forward", "ddim", "ddpm"]
 
 
@@ -99,8 +99,8 @@ class TwoStageInferer(DiffusionInferer):
     result to a step near zero N times and averages the predictions. Each prediction is guided by the acquired
     contrasts (Eq. 4), which are then set to what was acquired.
 
-    Calling the inferer is MONAI's training forward pass: :class:`monai.inferers.DiffusionInferer`, under autocast where
-    ``amp`` says so.
+    Calling the inferer is MONAI's training forward pass: :class:`monai.inferers.DiffusionInferer`, in the
+    inferer's precision.
 
     Args:
         scheduler: the noise schedule over T training steps, and what the network predicts (``prediction_type``).
@@ -109,15 +109,15 @@ class TwoStageInferer(DiffusionInferer):
         unroll_step: the step of stage 2, 1 to M; without stage 2 it does not matter.
         unroll_iterations: N; 0 leaves stage 2 out.
         unroll_weight: w of Eq. 5, in [0, 1].
-        guidance_scale: α of Eq. 4; 0 leaves the guidance out.
-        guidance_gradient: ``"network"``: with respect to x_t, through the network (the paper). ``"image"``: with
-            respect to x̂0 itself. That gradient is zero in the missing channels, and the acquired ones are set to y
-            right after it: what remains is the replacement, without a backward pass, at about a third of the cost.
+        guidance_scale: α of Eq. 4; the gradient goes through the network to x_t. 0 leaves the guidance, and the
+            backward pass, out: what remains is that the acquired channels are set to y, at about a third of the cost.
+            (A gradient with respect to x̂0 itself would be just that: it is zero in the missing channels.)
         squared: take Eq. 4's norm squared, as printed. Its gradient grows with the residual and with the number of
             pixels, and at α = 20 it diverges; the default is the norm itself, as in the authors' code.
         next_step: how x̂0 becomes the next x_t: ``"forward"``: fresh forward noise (the authors' code);
             ``"ddim"``: the noise that x_t implies; ``"ddpm"``: a draw from the posterior q(x_next | x_t, x̂0).
-        amp: run the network in bfloat16 autocast.
+        precision: what the network computes in, ``"float32"`` or ``"bfloat16"``; see :mod:`apt_monai.hardware`. It is
+            no part of what a result is known by.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -146,10 +146,9 @@ class TwoStageInferer(DiffusionInferer):
         unroll_iterations: int = 50,
         unroll_weight: float = 0.5,
         guidance_scale: float = 20.0,
-        guidance_gradient: GuidanceGradient = "network",
         squared: bool = False,
         next_step: NextStep = "forward",
-        amp: bool = False,
+        precision: str = "float32",
     ) -> None:
         super().__init__(scheduler)
         total = scheduler.num_train_timesteps
@@ -160,7 +159,7 @@ class TwoStageInferer(DiffusionInferer):
             _check("unroll_step", unroll_step, 1, start_step, "start_step (M)")
         _check("unroll_weight (w)", unroll_weight, 0, 1)
         _check("guidance_scale (α)", guidance_scale, 0)
-        _check_choice("guidance_gradient", guidance_gradient, ("network", "image"))
+        _check_choice("precision", precision, PRECISIONS)
         _check_choice("next_step", next_step, ("forward", "ddim", "ddpm"))
         self.start_step = start_step
         self.sampling_steps = sampling_steps
@@ -168,14 +167,13 @@ class TwoStageInferer(DiffusionInferer):
         self.unroll_iterations = unroll_iterations
         self.unroll_weight = unroll_weight
         self.guidance_scale = guidance_scale
-        self.guidance_gradient = guidance_gradient
         self.squared = squared
         self.next_step = next_step
-        self.amp = amp
+        self._precision = precision
 
     def __call__(self, inputs: torch.Tensor, diffusion_model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """MONAI's training forward pass (Eq. 2's ε_θ, or what ``prediction_type`` says), under autocast if ``amp``."""
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
+        """MONAI's training forward pass (Eq. 2's ε_θ, or what ``prediction_type`` says), in the inferer's precision."""
+        with autocast(inputs.device, self._precision):
             prediction = super().__call__(inputs, diffusion_model, *args, **kwargs)
         return prediction.float()
 
@@ -298,14 +296,14 @@ class TwoStageInferer(DiffusionInferer):
         context: torch.Tensor,
     ) -> torch.Tensor:
         """x̂0 from x_t: predicted, clipped, guided (Eq. 4), and the acquired channels set to y."""
-        through_network = self.guidance_gradient == "network" and self.guidance_scale > 0
-        with torch.set_grad_enabled(through_network):
-            x_t = x_t.detach().requires_grad_(through_network)
+        guided = self.guidance_scale > 0
+        with torch.set_grad_enabled(guided):
+            x_t = x_t.detach().requires_grad_(guided)
             timesteps = torch.full((len(x_t),), t - 1, device=x_t.device)
-            with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.amp):
+            with autocast(x_t.device, self._precision):
                 output = network(x=x_t, timesteps=timesteps, context=context[:, None, :])
             x0 = self._to_clean(output.float(), x_t, t).clamp(-1, 1)
-            if through_network:
+            if guided:
                 # Eq. 4: x̂0 <- x̂0 - α ∇_{x_t} ‖A(x̂0) - y‖, one norm a slice
                 residual = (torch.where(known, x0, torch.zeros_like(x0)) - y).flatten(1).norm(dim=1)
                 loss = residual.square() if self.squared else residual

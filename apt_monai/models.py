@@ -288,7 +288,7 @@ def run_unless_finished(name: str, artefact: str | Path, run: Callable[[], Any])
 
 def find_bundle_root(name: str) -> str:
     """The folder of a bundle: the working directory if it is the bundle, else ``bundles/<name>`` in the working
-    directory, else in the checkout that this package is run from.
+    directory, else in the checkout that this package is run from, else inside the installed package.
 
     MONAI does not tell a config where it lies; ``--bundle_root DIR`` on the command line overrides what is found here.
 
@@ -302,7 +302,8 @@ def find_bundle_root(name: str) -> str:
         >>> Path(find_bundle_root("apt_example")).relative_to(Path.cwd()).as_posix()
         'bundles/apt_example'
     """
-    places = [Path.cwd(), Path.cwd() / "bundles" / name, Path(__file__).resolve().parents[1] / "bundles" / name]
+    package = Path(__file__).resolve().parent
+    places = [Path.cwd(), *(folder / "bundles" / name for folder in (Path.cwd(), package.parent, package))]
     for place in places:
         metadata = place / "configs" / "metadata.json"
         if metadata.is_file() and _read_settings(metadata).get("name") == name:

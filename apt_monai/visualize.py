@@ -134,33 +134,34 @@ def draw_synthesis(
             _show(axes, image[box])
             axes.set_title(f"{label} (given)", color=TEXT, fontsize=9)
     for line, row in zip(grid[int(bool(acquired)) :], rows, strict=True):
-        cells = iter(line)
-        axes = next(cells)
-        _show(axes, row.truth[box])
-        axes.text(-0.06, 0.5, row.target, transform=axes.transAxes, color=TEXT, fontsize=12, rotation=90,
-                  ha="right", va="center")  # fmt: skip
-        if priors:
-            axes = next(cells)
-            if row.prior is not None:
-                _show(axes, row.prior[box])
-        for method in methods:
-            axes = next(cells)
-            _show(axes, row.synthesised[method][box])
-            _mark_synthetic(axes)
-            _corner(axes, f"{row.psnr[method]:.1f} dB")
-        for method in methods:
-            axes = next(cells)
-            error = np.abs(row.synthesised[method] - row.truth)[box]
-            _show(axes, error, cmap=ERROR_COLOURS, window=(0, MAX_ERROR))
-        for axes, name in zip(line, columns, strict=False):
-            if row is rows[0]:
-                axes.set_title(name, color=TEXT, fontsize=9)
+        _draw_row(line, row, box, priors)
+    for axes, name in zip(grid[int(bool(acquired))], columns, strict=False):
+        axes.set_title(name, color=TEXT, fontsize=9)
     scale = ScalarMappable(Normalize(0, MAX_ERROR), ERROR_COLOURS)
     target_axes = list(grid[num_rows - len(rows) :].flat)
     bar = figure.colorbar(scale, ax=target_axes, shrink=0.9 / len(rows), pad=0.01, aspect=12, extend="max")
     bar.set_label("|error|, intensities in [0, 1]", color=TEXT, fontsize=8)
     bar.ax.tick_params(colors=TEXT, labelsize=8)
     return _save(figure, path)
+
+
+def _draw_row(line: Sequence[Axes], row: SynthesisRow, box: tuple[slice, slice], priors: bool) -> None:
+    """A row of the panel: truth, prior if any row has one, each method's image, each method's error."""
+    truth, *cells = line
+    _show(truth, row.truth[box])
+    truth.text(-0.06, 0.5, row.target, transform=truth.transAxes, color=TEXT, fontsize=12, rotation=90,
+               ha="right", va="center")  # fmt: skip
+    if priors:
+        prior, *cells = cells
+        if row.prior is not None:
+            _show(prior, row.prior[box])
+    images, errors = cells[: len(row.synthesised)], cells[len(row.synthesised) :]
+    for axes, (method, image) in zip(images, row.synthesised.items(), strict=True):
+        _show(axes, image[box])
+        _mark_synthetic(axes)
+        _corner(axes, f"{row.psnr[method]:.1f} dB")
+    for axes, image in zip(errors, row.synthesised.values(), strict=False):
+        _show(axes, np.abs(image - row.truth)[box], cmap=ERROR_COLOURS, window=(0, MAX_ERROR))
 
 
 def draw_codebook(path: str | Path, codebook: PriorCodebook, examples: Mapping[str, Any] | None = None) -> Path:

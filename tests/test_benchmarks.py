@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from apt_monai.networks import write_untrained_encoder
-from benchmarks import profiling
-from benchmarks.profiling import VARIANTS, Stopwatch, Workload, summarize_laps
+from benchmarks import machine, networks, profiling, published, reading, report, synthesis
+from benchmarks.stopwatch import Stopwatch, summarize_laps
+from benchmarks.workloads import PARTS, VARIANTS, Variant, Workload
 
 TINY = Workload(
     image_size=16,
@@ -43,29 +44,29 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("steps", [(1, 0), (3, 0), (11, 1)])  # with S = 11 there is a step below stage 2's
 def test_published_way_gives_what_ours_gives(encoder_folder: str, steps: tuple[int, int]) -> None:
-    synthesizer = profiling._make_synthesizer(TINY, FLOAT32, *steps, encoder_folder, torch.device("cpu"))
-    batch, available = profiling._make_batch(TINY, 1, torch.device("cpu"))
+    synthesizer = networks.make_synthesizer(TINY, FLOAT32, *steps, encoder_folder, torch.device("cpu"))
+    batch, available = networks.make_batch(TINY, 1, torch.device("cpu"))
     passes: list[int] = []
-    published = profiling.synthesize_published_way(synthesizer, batch, available, passes.append)
+    repeated = published.synthesize_published_way(synthesizer, batch, available, passes.append)
     ours = synthesizer(batch, available)
     assert len(passes) == synthesizer.inferer.network_passes()
     assert not torch.equal(ours["image"], ours["prior"])
-    torch.testing.assert_close(published, ours["image"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(repeated, ours["image"], rtol=0, atol=1e-4)
 
 
 def test_published_way_takes_one_slice(encoder_folder: str) -> None:
-    synthesizer = profiling._make_synthesizer(TINY, FLOAT32, 1, 0, encoder_folder, torch.device("cpu"))
+    synthesizer = networks.make_synthesizer(TINY, FLOAT32, 1, 0, encoder_folder, torch.device("cpu"))
     with pytest.raises(ValueError, match="one slice"):
-        profiling.synthesize_published_way(synthesizer, *profiling._make_batch(TINY, 2, torch.device("cpu")))
+        published.synthesize_published_way(synthesizer, *networks.make_batch(TINY, 2, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.name}-{v.batched}")
-def test_shares_of_the_parts_sum_to_one(encoder_folder: str, variant: profiling.Variant) -> None:
-    found = profiling.measure_synthesis(TINY, variant, encoder_folder)
+def test_shares_of_the_parts_sum_to_one(encoder_folder: str, variant: Variant) -> None:
+    found = synthesis.measure_synthesis(TINY, variant, encoder_folder)
     assert found["measured_passes"] == (2 if variant.batched else 5)
     assert sum(found["shares"].values()) == pytest.approx(1)
     assert found["shares"]["forward"] > 0
-    assert (found["shares"]["backward"] > 0) == (variant.gradient == "network")
+    assert (found["shares"]["backward"] > 0) == (variant.guidance_scale > 0)
     assert found["peak_memory"] >= found["memory_before"] > 0
 
 
@@ -73,10 +74,10 @@ def test_encoding_is_part_of_every_published_pass_and_of_our_first_alone(
     encoder_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     laps: list[list[dict[str, float]]] = []
-    summarize = profiling.summarize_laps
-    monkeypatch.setattr(profiling, "summarize_laps", lambda found, *args: laps.append(found) or summarize(found, *args))
+    summarize = synthesis.summarize_laps
+    monkeypatch.setattr(synthesis, "summarize_laps", lambda found, *args: laps.append(found) or summarize(found, *args))
     for variant in (PUBLISHED, FLOAT32):
-        profiling.measure_synthesis(TINY, variant, encoder_folder)
+        synthesis.measure_synthesis(TINY, variant, encoder_folder)
     assert ["encode" in lap for lap in laps[0]] == [True] * 5
     assert ["encode" in lap for lap in laps[1]] == [True] + [False] * 4
 
@@ -115,34 +116,34 @@ def test_single_pass_stands_for_all_and_is_encoded_once() -> None:
 
 
 def test_slices_are_read_from_cache_and_files(tmp_path: Path) -> None:
-    filled = profiling.fill_slice_cache(TINY, str(tmp_path))
-    found = profiling.measure_slice_reading(TINY, filled["study"], str(tmp_path))
+    filled = reading.fill_slice_cache(TINY, str(tmp_path))
+    found = reading.measure_slice_reading(TINY, filled["study"], str(tmp_path))
     assert found["ratio"] == pytest.approx(found["slices_a_second_cached"] / found["slices_a_second_nifti"])
 
 
 def test_alignment_is_timed_from_features_and_with_the_encoder(encoder_folder: str, tmp_path: Path) -> None:
-    found = profiling.measure_alignment(TINY, encoder_folder, str(tmp_path))
+    found = reading.measure_alignment(TINY, encoder_folder, str(tmp_path))
     assert found["batch"] == TINY.alignment_batch
     assert found["ratio"] > 1
     assert found["peak_memory_encoding"] >= found["peak_memory_cached"]
 
 
 def test_batch_that_would_not_fit_into_memory_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiling, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(profiling, "available_memory", lambda: 1000)
     single = {"name": VARIANTS[4].name, "batched": False, "memory_before": 100, "peak_memory": 600}
-    found = profiling._measure_variant(TINY, VARIANTS[4], "", [single])
+    found = profiling.measure_variant(TINY, VARIANTS[4], "", [single])
     assert "needs about" in found["left_out"]
 
 
 def test_paper_network_is_the_papers() -> None:
-    found = profiling.describe_network(replace(Workload(), image_size=32))
+    found = networks.describe_network(replace(Workload(), image_size=32))
     assert found["parameters"] == 178_813_956
     assert found["operations"] > 1e9
 
 
 def _results() -> dict[str, Any]:
-    def entry(variant: profiling.Variant, slices_a_second: float, peak: float) -> dict[str, Any]:
-        shares = dict.fromkeys(profiling.PARTS, 0.25)
+    def entry(variant: Variant, slices_a_second: float, peak: float) -> dict[str, Any]:
+        shares = dict.fromkeys(PARTS, 0.25)
         figures = {"slices_a_second": slices_a_second, "shares": shares}
         return {**vars(variant), "batch_size": 1, **figures, "peak_memory": peak, "measured_passes": 3}
 
@@ -153,19 +154,19 @@ def _results() -> dict[str, Any]:
         {"subjects": n, "slices": n, "seconds": 1.0, "peak_memory": 10**9, "slices_in_memory": n * 10**7}
         for n in (1, 4)
     ]
-    synthesis = [
+    entries = [
         entry(PUBLISHED, 0.9, 3e9),
         entry(FLOAT32, 1.2, 3e9),
         entry(VARIANTS[2], 2.6, 2e9),
         entry(VARIANTS[3], 9.0, 1e9),
         {**vars(VARIANTS[5]), "batch_size": 8, "left_out": "needs about 9 GB"},
     ]
-    profiling._add_ratios(synthesis, again=1.1)
+    profiling.add_ratios(entries, again=1.1)
     return {
-        "machine": profiling.describe_machine(),
+        "machine": machine.describe_machine(),
         "workload": vars(TINY),
         "network": {"parameters": 10**8, "operations": 5 * 10**11},
-        "synthesis": synthesis,
+        "synthesis": entries,
         "alignment": {**epoch, "peak_memory_cached": 1, "peak_memory_encoding": 1},
         "slices": {**reading, **dict.fromkeys(("peak_memory_cached", "peak_memory_nifti", "peak_memory_fill"), 1)},
         "codebook": built,
@@ -179,7 +180,7 @@ def test_report_says_what_was_reached_and_what_was_not(tmp_path: Path, monkeypat
     assert json.loads((tmp_path / "bench" / "results.json").read_text())["slices"]["ratio"] == 40
     text = (tmp_path / "bench" / "results.md").read_text()
     assert "| 2.5× the published way with the paper's gradient | 2.60× | yes |" in text
-    assert "| 10× the published way with the gradient on x̂0 | 9.00× | no |" in text
+    assert "| 10× the published way with α = 0 | 9.00× | no |" in text
     assert "| memory at batch 1 not above the published way (within 1 %) | 3.00 GB, 3.00 GB | yes |" in text
     assert "| 100× encoding in each epoch | 200× | yes |" in text
     assert "| 50× reading NIfTI files | 40× | no |" in text
@@ -194,4 +195,4 @@ def test_everything_is_measured_in_processes_of_their_own() -> None:
     assert results["synthesis"][0]["ratio"] == 1
     assert len(results["synthesis"]) == len(VARIANTS)
     assert [built["subjects"] for built in results["codebook"]] == [1, 4]
-    assert "| published way | 1 |" in profiling.render(json.loads(json.dumps(results)))
+    assert "| published way | 1 |" in report.render(json.loads(json.dumps(results)))

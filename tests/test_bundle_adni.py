@@ -20,7 +20,7 @@ from tiny_studies import write_nifti
 from apt_monai.contrasts import ADNI
 from apt_monai.data import read_studies
 from apt_monai.files import file_sha256
-from apt_monai.phantom.datasets import write_phantom_dataset
+from apt_monai.phantom import write_phantom_dataset
 from apt_monai.preprocessing.study import PreprocessingSettings, preprocess_cohort, to_scanner_space
 
 MODEL = ["codebook.json", "codebook.png", "fusion.pt", "model.json", "model.pt", "split.json"]
@@ -216,7 +216,7 @@ def test_a_raw_study_is_preprocessed_synthesised_and_put_back_on_the_scanners_gr
     subject = folder.name
     (folder / f"{subject}_t2.nii.gz").unlink()
     studies = read_studies(tmp_path / "raw", ADNI)
-    quick = PreprocessingSettings(mask="itk", bias_spacing=12.0, levels=(8.0, 4.0))
+    quick = PreprocessingSettings(mask="itk", bias_spacing=12.0, levels=(8.0, 4.0), brain_ml=(100.0, 3000.0))
     report = preprocess_cohort(studies, tmp_path / "preprocessed", ADNI, quick, progress=False)
     assert report.written == [subject]
 

@@ -16,8 +16,8 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler
 
 from apt_monai.contrasts import ADNI, BRATS
-from apt_monai.evaluation import run as benchmark
-from apt_monai.evaluation.run import Results, Row, evaluate_methods
+from apt_monai.evaluation import Results, Row, evaluate_methods, pictures, run
+from apt_monai.evaluation.fingerprints import describe
 from apt_monai.inferers import Synthesizer, TwoStageInferer
 from apt_monai.metrics import psnr, ssim
 
@@ -94,7 +94,7 @@ def test_every_target_is_made_from_the_others_by_default(tmp_path: Path) -> None
 
 
 def test_all_cases_are_the_subsets_of_the_contrast_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "draw_synthesis", lambda *args: None)
+    monkeypatch.setattr(pictures, "draw_synthesis", lambda *args: None)
     batches = make_batches(1, 1, len(BRATS))
     results = evaluate_methods({"flat": Constant(0.0)}, batches, BRATS, "all", tmp_path)
     assert len({row.acquired for row in results.rows}) == 14
@@ -259,28 +259,43 @@ def make_synthesizer(weight: float = 0.0, steps: int = 2) -> Synthesizer:
 
 
 def test_a_synthesizer_is_known_by_its_weights_and_settings() -> None:
-    same = benchmark._describe(make_synthesizer())
-    assert json.dumps(same) == json.dumps(benchmark._describe(make_synthesizer()))
-    assert same != benchmark._describe(make_synthesizer(weight=0.1))
-    assert same != benchmark._describe(make_synthesizer(steps=4))
+    same = describe(make_synthesizer())
+    assert json.dumps(same) == json.dumps(describe(make_synthesizer()))
+    assert same != describe(make_synthesizer(weight=0.1))
+    assert same != describe(make_synthesizer(steps=4))
     assert same["inferer"]["sampling_steps"] == 2
 
 
 def test_the_progress_bar_counts_a_synthesizers_network_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bars = []
 
-    class Bar(benchmark.tqdm):
+    class Bar(run.tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             bars.append(self)
 
-    monkeypatch.setattr(benchmark, "tqdm", Bar)
+    monkeypatch.setattr(run, "tqdm", Bar)
     batches = make_batches()
     for batch in batches:
         batch["features"] = torch.ones(2, 3, 4)
     methods = {"ours": make_synthesizer(), "flat": Constant(0.0)}
     evaluate_methods(methods, batches, ADNI, [["t1"]], tmp_path)
     assert bars[0].n == bars[0].total == 4 * (make_synthesizer().inferer.network_passes() + 1)
+
+
+def test_a_method_says_its_passes_and_is_known_by_its_fingerprint(tmp_path: Path) -> None:
+    class Sampler(Constant):
+        passes = 3
+        fingerprint = "weights of today"
+
+        def __call__(self, batch: dict[str, Any], available: torch.Tensor, progress: Any = None) -> Any:
+            for _ in range(self.passes):
+                progress(1)
+            return super().__call__(batch, available)
+
+    evaluate_methods({"sampler": Sampler(0.0)}, make_batches(), ADNI, [["t1"]], tmp_path)
+    recorded = json.loads((tmp_path / "results.json").read_text())["settings"]["methods"]["sampler"]
+    assert recorded["fingerprint"] == "weights of today" and "value" not in recorded
 
 
 @pytest.mark.parametrize(

@@ -115,8 +115,7 @@ def naive_synthesis(
         distance = sum(((x0[k] - y[k]) ** 2).sum() for k in known)
         if not settings.get("squared", False):
             distance = distance.sqrt()
-        on_image = settings.get("guidance_gradient", "network") == "image"
-        (gradient,) = torch.autograd.grad(distance, x0 if on_image else x_t)
+        (gradient,) = torch.autograd.grad(distance, x_t)
         guided = (x0 - settings["guidance_scale"] * gradient).detach()
         if residuals is not None:
             before, after = (float((x.detach() - y)[~missing].norm()) for x in (x0, guided))
@@ -160,13 +159,13 @@ def naive_synthesis(
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("squared", [False, True])
-@pytest.mark.parametrize("gradient", ["network", "image"])
+@pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("next_step", ["forward", "ddim", "ddpm"])
 def test_synthesis_equals_the_loop_written_out(
-    next_step: str, gradient: str, squared: bool, prediction_type: str
+    next_step: str, guided: bool, squared: bool, prediction_type: str
 ) -> None:
-    settings = {**SETTINGS, "next_step": next_step, "guidance_gradient": gradient, "squared": squared}
-    settings["guidance_scale"] = 0.02 if squared else 2.0
+    settings = {**SETTINGS, "next_step": next_step, "squared": squared}
+    settings["guidance_scale"] = 0.0 if not guided else 0.02 if squared else 2.0
     c, network, schedule = case(), TinyNetwork(), scheduler(prediction_type)
     result = TwoStageInferer(schedule, **settings).synthesize(network=network, **c)
     for i in range(3):
@@ -317,12 +316,12 @@ def test_a_residual_of_zero_has_no_gradient() -> None:
     assert torch.equal(result, c["acquired"])
 
 
-@pytest.mark.parametrize("gradient", ["network", "image"])
-def test_the_network_is_left_as_it_was(gradient: str) -> None:
+@pytest.mark.parametrize("guidance_scale", [2.0, 0.0])
+def test_the_network_is_left_as_it_was(guidance_scale: float) -> None:
     network = TinyNetwork().train()
     network.second.eval()
     network.first.bias.requires_grad_(False)
-    inferer = TwoStageInferer(scheduler(), **{**SETTINGS, "guidance_gradient": gradient})
+    inferer = TwoStageInferer(scheduler(), **{**SETTINGS, "guidance_scale": guidance_scale})
     result = inferer.synthesize(network=network, **case())
     assert network.training and network.first.training and not network.second.training
     assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]
@@ -345,7 +344,7 @@ def test_the_network_is_left_as_it_was_after_an_error() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_only_the_papers_gradient_asks_for_a_backward_pass() -> None:
+def test_only_guidance_asks_for_a_backward_pass() -> None:
     class Watching(TinyNetwork):
         def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
             graphs.append(x.requires_grad)
@@ -353,7 +352,6 @@ def test_only_the_papers_gradient_asks_for_a_backward_pass() -> None:
 
     for settings, expected in [
         ({}, True),
-        ({"guidance_gradient": "image"}, False),
         ({"guidance_scale": 0.0}, False),
     ]:
         graphs: list[bool] = []
@@ -367,22 +365,22 @@ def test_monais_unet_fits() -> None:
         num_res_blocks=1, num_head_channels=4, norm_num_groups=4, with_conditioning=True, cross_attention_dim=8,
     )  # fmt: skip
     c = case(2)
-    inferer = TwoStageInferer(scheduler(), **{**SETTINGS, "unroll_iterations": 1}, amp=True)
+    inferer = TwoStageInferer(scheduler(), **{**SETTINGS, "unroll_iterations": 1}, precision="bfloat16")
     result = inferer.synthesize(network=network, **c)
     assert result.dtype == torch.float32 and result.isfinite().all()
     assert torch.equal(result[c["available"]], c["acquired"][c["available"]])
 
 
-@pytest.mark.parametrize("amp", [False, True])
-def test_the_training_pass_predicts_from_the_noised_images(amp: bool) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_training_pass_predicts_from_the_noised_images(precision: str) -> None:
     c, network = case(), TinyNetwork()
     noise, timesteps = torch.randn(3, 4, 8, 8), torch.tensor([0, 50, 99])
     condition = c["context"][:, None]
-    inferer = TwoStageInferer(scheduler(), **SETTINGS, amp=amp)
+    inferer = TwoStageInferer(scheduler(), **SETTINGS, precision=precision)
     result = inferer(c["acquired"], network, noise=noise, timesteps=timesteps, condition=condition)
     expected = network(scheduler().add_noise(c["acquired"], noise, timesteps), timesteps, condition)
     assert result.dtype == torch.float32 and result.requires_grad
-    torch.testing.assert_close(result, expected, rtol=0, atol=0.05 if amp else 0)
+    torch.testing.assert_close(result, expected, rtol=0, atol=0.05 if precision == "bfloat16" else 0)
 
 
 # --- guidance (Eq. 4): the reading that works
@@ -413,16 +411,6 @@ def test_on_a_small_slice_the_papers_scale_is_too_long_a_step() -> None:
     assert (after < before).all()
 
 
-def test_the_gradient_on_the_image_is_no_guidance_at_all() -> None:
-    c = case()
-    on_image = TwoStageInferer(scheduler(), **{**SETTINGS, "guidance_gradient": "image"})
-    none = TwoStageInferer(scheduler(), **{**SETTINGS, "guidance_scale": 0.0})
-    through = TwoStageInferer(scheduler(), **SETTINGS)
-    result = on_image.synthesize(network=TinyNetwork(), **c)
-    assert torch.equal(result, none.synthesize(network=TinyNetwork(), **c))
-    assert not torch.allclose(result, through.synthesize(network=TinyNetwork(), **c))
-
-
 # --- settings that are refused
 
 
@@ -442,7 +430,7 @@ def test_the_gradient_on_the_image_is_no_guidance_at_all() -> None:
         ({"unroll_weight": 1.5}, r"unroll_weight \(w\) is 1.5: valid is 0 to 1"),
         ({"guidance_scale": -1.0}, r"guidance_scale \(α\) is -1.0: valid is 0 or more"),
         ({"guidance_scale": math.nan}, r"guidance_scale \(α\) is nan"),
-        ({"guidance_gradient": "both"}, "guidance_gradient is 'both': valid are network, image"),
+        ({"precision": "half"}, "precision is 'half': valid are float32, bfloat16"),
         ({"next_step": "euler"}, "next_step is 'euler': valid are forward, ddim, ddpm"),
     ],
 )

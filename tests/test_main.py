@@ -88,7 +88,7 @@ def write_study(folder: Path, contrasts: ContrastSet, value: int = 100) -> dict[
         ("synthesize", {"--subject": "study", "--out": "synthetic", "--gpus": "1"}),
         ("evaluate", {"--out": "eval", "--cases": "each contrast from all others"}),
         ("codebook show", {"--dataset": "brats"}),
-        ("demo", {"--dataset": "brats", "--subjects": "20", "--unroll-iterations": "10", "--slices-per-subject": "2"}),
+        ("demo", {"--dataset": "brats", "--subjects": "20", "--unroll-iterations": "4", "--slices-per-subject": "1"}),
     ],
 )
 def test_help_says_what_the_defaults_are(

@@ -21,7 +21,7 @@ from tiny_bundle import ROOT, command, configs_of, environment, finish
 from apt_monai import distributed
 from apt_monai.engines import ContextPrepareBatch, FusionPrepareBatch
 from apt_monai.networks import MutualInformationFusion
-from apt_monai.phantom.datasets import write_phantom_dataset
+from apt_monai.phantom import write_phantom_dataset
 
 # Adam would hide a gradient of the wrong scale.
 STEEPEST_DESCENT = {

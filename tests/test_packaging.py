@@ -86,10 +86,14 @@ def test_changelog_knows_the_version() -> None:
     assert setup_cfg()["metadata"]["version"] == "attr: apt_monai.__version__"
 
 
-def test_every_folder_of_the_package_is_installed() -> None:
-    assert "apt_monai" in MODULES
+def test_every_folder_of_the_package_and_every_bundle_is_installed() -> None:
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES.values()}
+    bundles = {f"apt_monai.bundles.{path.parents[1].name}" for path in ROOT.glob("bundles/*/configs/metadata.json")}
+    assert len(bundles) == 2
+    packages = setup_cfg()["options"]["packages"].split()
+    assert sorted(packages) == sorted(folders | bundles), "correct `packages` in setup.cfg"
     missing = {path.parent for path in MODULES.values() if not (path.parent / "__init__.py").exists()}
-    assert not missing, f"setuptools leaves out folders without __init__.py: {missing}"
+    assert not missing, f"these folders have no __init__.py: {missing}"
 
 
 def test_every_data_file_of_the_package_is_installed() -> None:

@@ -13,25 +13,15 @@ import pytest
 from scipy.ndimage import binary_fill_holes, label
 
 from apt_monai.contrasts import ADNI, BRATS
-from apt_monai.phantom import datasets as phantom
-from apt_monai.phantom.datasets import brats_grid, write_phantom_dataset
-from apt_monai.phantom.head import (
-    SEQUENCES,
-    TISSUES,
-    Grid,
-    Head,
-    Population,
-    Volume,
-    acquire,
-    ideal_signal,
-    inversion_recovery,
-    load_template,
-    magnify,
-    make_head,
-    shorten_t1,
-    smooth_noise,
-    spin_echo,
-)
+from apt_monai.phantom import brats, write_phantom_dataset
+from apt_monai.phantom.acquisition import acquire, ideal_signal
+from apt_monai.phantom.brats import brats_grid
+from apt_monai.phantom.fields import magnify, smooth_noise
+from apt_monai.phantom.grids import Grid, Volume
+from apt_monai.phantom.head import Head, make_head
+from apt_monai.phantom.population import Population
+from apt_monai.phantom.sequences import SEQUENCES, TISSUES, inversion_recovery, shorten_t1, spin_echo
+from apt_monai.phantom.template import load_template
 
 SPACING = 5.0  # mm: 48×48×31 voxels
 
@@ -315,7 +305,7 @@ def test_an_interrupted_run_leaves_no_half_study_and_the_next_one_resumes(
         return np.zeros(head.grid.shape, np.float32)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(phantom, "acquire", interrupted)
+        patch.setattr(brats, "acquire", interrupted)
         write(2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["BraTS2021_00000", "phantom.json"]
     (tmp_path / ".BraTS2021_00001.partial").mkdir()  # as a killed run leaves it
@@ -328,7 +318,7 @@ def test_a_full_disk_names_the_study_and_leaves_nothing_of_it(tmp_path: Path, mo
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(phantom, "_save_nifti", full)
+    monkeypatch.setattr(brats, "save_nifti", full)
     with pytest.raises(OSError, match="BraTS2021_00000.*No space left"):
         write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=8.0, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["phantom.json"]

@@ -12,8 +12,9 @@ from scipy.ndimage import label
 
 from apt_monai.contrasts import ADNI
 from apt_monai.data import read_studies
-from apt_monai.phantom import datasets as phantom
-from apt_monai.phantom.datasets import (
+from apt_monai.phantom import adni, write_phantom_dataset
+from apt_monai.phantom.acquisition import ideal_signal, magnitude_image
+from apt_monai.phantom.adni import (
     ADNI_SEQUENCES,
     ATROPHIC,
     HEALTHY,
@@ -21,21 +22,11 @@ from apt_monai.phantom.datasets import (
     adni_population,
     adni_t1_grid,
     draw_movement,
-    resample,
-    write_phantom_dataset,
 )
-from apt_monai.phantom.head import (
-    COVERINGS,
-    TISSUES,
-    Ellipsoid,
-    Grid,
-    Head,
-    inversion_recovery,
-    magnitude_image,
-    make_head,
-    spin_echo,
-    whole_head_signals,
-)
+from apt_monai.phantom.grids import Grid, resample
+from apt_monai.phantom.head import Head, make_head
+from apt_monai.phantom.sequences import COVERINGS, TISSUES, PulseSequence, inversion_recovery, spin_echo
+from apt_monai.phantom.whole_head import Ellipsoid, whole_head_signals
 
 SPACING = 6.0  # mm: T1 35×43×43, axial 43×43×27
 
@@ -155,7 +146,7 @@ def test_a_shape_beyond_the_grid_has_an_empty_box() -> None:
 def test_fat_is_bright_and_bone_dark_in_every_contrast() -> None:
     for sequence in ADNI_SEQUENCES.values():
 
-        def brightness(name: str, sequence: phantom.PulseSequence = sequence) -> float:
+        def brightness(name: str, sequence: PulseSequence = sequence) -> float:
             tissue = (COVERINGS | TISSUES)[name]
             if sequence.ti is None:
                 return float(spin_echo(tissue.pd, tissue.t1, tissue.t2, sequence.tr, sequence.te))
@@ -180,7 +171,7 @@ def test_from_the_brain_outwards_come_csf_bone_scalp_and_air(head: Head, signals
 
 def test_the_brain_of_the_whole_head_is_the_brain_without_it(head: Head, signals: dict[str, np.ndarray]) -> None:
     for name, sequence in ADNI_SEQUENCES.items():
-        assert np.array_equal(signals[name][head.brain], phantom.ideal_signal(head, sequence))
+        assert np.array_equal(signals[name][head.brain], ideal_signal(head, sequence))
 
 
 def test_the_head_is_one_piece_with_air_around_and_inside(head: Head, signals: dict[str, np.ndarray]) -> None:
@@ -330,7 +321,7 @@ def test_an_interrupted_run_leaves_no_half_study_and_the_next_one_resumes(
         return write_phantom_dataset(tmp_path, "adni-raw", 1, seed=0, spacing=SPACING, progress=False)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(phantom, "magnitude_image", interrupted)
+        patch.setattr(adni, "magnitude_image", interrupted)
         write()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".truth", "phantom.json"]
     (study,) = write()

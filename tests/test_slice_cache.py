@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Mapping
 from multiprocessing import get_context
 from pathlib import Path
@@ -113,20 +114,71 @@ def test_a_changed_file_makes_a_new_entry_and_removes_the_old_one(
     )
 
 
-def test_another_preprocessing_makes_a_new_entry(cache: SliceCache, studies: list[dict[str, str]]) -> None:
-    other = SliceCache(cache.cache_dir, StudyPreprocessing("brats", size=20))
-    other.prepare(studies, progress=False)
-    assert other.open(studies[0]).images.shape == (5, 4, 20, 20)
-    assert len(entries(cache)) == 2
+def test_other_preprocessings_and_data_sets_with_equal_names_keep_their_entries(
+    cache: SliceCache, studies: list[dict[str, str]], tmp_path: Path
+) -> None:
+    running = SliceDataset(studies, cache)  # another process that trains meanwhile
+    before = running[7]["image"]
+    elsewhere = [write_study(tmp_path / "another data set" / f"case_{i}", seed=9) for i in range(2)]
+    cache.prepare(elsewhere, progress=False)
+    for other in (StudyPreprocessing("brats", size=20), StudyPreprocessing("brats", size=24)):
+        SliceCache(cache.cache_dir, other).prepare(studies, progress=False)
+    SliceCache(cache.cache_dir, PREPROCESSING, min_brain_fraction=0).prepare(studies, progress=False)
+    assert len(entries(cache)) == 10
+    assert torch.equal(running[7]["image"], before)
+    assert not torch.equal(SliceDataset(elsewhere, cache)[7]["image"], before)
 
 
-def test_only_the_subjects_own_old_entries_are_removed(tmp_path: Path) -> None:
+def test_only_the_studys_own_old_entries_are_removed(tmp_path: Path) -> None:
     studies = [write_study(tmp_path / "data" / name) for name in ("a", "a-1", "a-1-2")]
     cache = SliceCache(tmp_path / "cache", PREPROCESSING)
     cache.prepare(studies[::-1], progress=False)
+    os.utime(studies[0]["t1"], ns=(1, 1))
+    cache.prepare(studies, progress=False)
     assert len(entries(cache)) == 3
     for study in studies:
         cache.open(study)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "regions.npy", "whole entry"])
+def test_an_entry_deleted_under_a_running_process_is_one_clear_error_and_is_made_anew(
+    name: str, cache: SliceCache, studies: list[dict[str, str]]
+) -> None:
+    running = SliceDataset(studies, cache)
+    folder = running.studies[0].folder
+    if name == "whole entry":
+        shutil.rmtree(folder)
+    else:
+        (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=r"case_0-.*npy: was deleted from the slice cache.*start the run again"):
+        running[0]
+    with pytest.raises(FileNotFoundError, match="call SliceCache.prepare first"):
+        cache.open(studies[0])
+    cache.prepare(studies, progress=False)
+    assert running[0]["image"].shape == (4, 16, 16)
+    assert len(entries(cache)) == 2
+
+
+def test_a_damaged_file_is_one_clear_error(cache: SliceCache, studies: list[dict[str, str]]) -> None:
+    path = cache.open(studies[0]).folder / "images.npy"
+    for content in (path.read_bytes()[:-100], b"", b"no array"):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match=r"images.npy: is damaged .*; delete the folder .*case_0"):
+            SliceDataset(studies, cache)[0]
+
+
+def test_entries_of_an_older_version_stay_unused_and_are_named(
+    tmp_path: Path, studies: list[dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    old = tmp_path / "cache" / "case_0-0123456789abcdef"
+    old.mkdir(parents=True)
+    (old / "meta.json").write_text("{}")
+    cache = SliceCache(tmp_path / "cache", PREPROCESSING)
+    for _ in range(2):  # the second time all is there, and nothing is said again
+        cache.prepare(studies, progress=False)
+    (message,) = caplog.messages
+    assert "1 entries of another version of the slice cache are not used (case_0-0123456789abcdef" in message
+    assert len(entries(cache)) == 3 and old.is_dir()
 
 
 def test_a_bad_study_leaves_nothing_half_written_and_keeps_what_was_done(

@@ -20,7 +20,7 @@ from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, ContrastSet, get_contrast_set
 from apt_monai.data import read_studies, synthetic_path
 from apt_monai.models import find_bundle_root, find_model_dir, load_model_settings
-from apt_monai.phantom.datasets import write_phantom_dataset
+from apt_monai.phantom import write_phantom_dataset
 from apt_monai.preprocessing.study import MASK_TOOLS, PreprocessingSettings, preprocess_cohort
 from apt_monai.transforms import LoadStudyd
 from apt_monai.visualize import draw_codebook
@@ -401,19 +401,18 @@ def build_parser() -> argparse.ArgumentParser:
     preprocess.add_argument(
         "--grid",
         type=grid,
-        default=default.grid,
         metavar="CONTRASTS|MM",
-        help="the first of these contrasts that a study has gives the grid of all; or a voxel edge in mm, in the pose "
-        "of the reference scan. By default BraTS: 1 mm in the pose of T1Gd, else T1; ADNI: the grid of PD and T2: "
-        "two of three contrasts keep their voxels, and a finer grid would invent two of three slices of them",
+        help="the first of these contrasts that a study has gives the grid of all; or a voxel edge in mm, in "
+        "the pose of the reference scan (default: for brats 1 mm; for adni pd,t2,t1, so that PD and T2 keep their "
+        "voxels and T1 becomes coarser, where a finer grid would invent two of three slices of PD and T2)",
     )
     preprocess.add_argument(
         "--mask",
         default=default.mask,
         metavar="{" + ",".join(MASK_TOOLS) + "}|PATH",
-        help="the brain mask: deepbet, a network for T1 (else it gets T1Gd), nearest to the truth (pip install "
-        "'apt_monai[preprocess]'); itk, filters that need no other package; or masks of your own, a path with "
-        "{subject} in it, such as masks/{subject}_mask.nii.gz",
+        help="the brain mask: deepbet, a network for T1 (T1Gd where there is none, else the filters), nearest to the "
+        "truth on the phantom (pip install 'apt_monai[preprocess]'); itk, filters that need no other package; or masks "
+        "of your own, a path with {subject} in it, such as masks/{subject}_mask.nii.gz",
     )
     preprocess.add_argument(
         "--workers", type=at_least(1), default=1, metavar="N", help="studies at a time; each takes a core and 2 GB"
@@ -526,9 +525,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the diffusion model's training (default: as demo.yaml says)",
     )
     demo.add_argument(
-        "--unroll-iterations", type=at_least(0), default=10, metavar="N", help="of stage 2; the paper has 50"
+        "--unroll-iterations", type=at_least(0), default=4, metavar="N", help="of stage 2; the paper has 50"
     )
-    demo.add_argument("--slices-per-subject", type=at_least(1), default=2, metavar="N", help="to evaluate")
+    demo.add_argument("--slices-per-subject", type=at_least(1), default=1, metavar="N", help="to evaluate")
     return parser
 
 

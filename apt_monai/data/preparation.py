@@ -15,7 +15,7 @@ from apt_monai.data.readers import read_studies
 from apt_monai.data.slice_cache import SliceCache, encode_slices
 from apt_monai.data.splits import load_split, save_split, split_subjects
 from apt_monai.distributed import is_lead, lead_first, own_share
-from apt_monai.phantom.datasets import write_phantom_dataset
+from apt_monai.phantom import write_phantom_dataset
 
 logger = logging.getLogger(__name__)
 

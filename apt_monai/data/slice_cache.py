@@ -1,13 +1,18 @@
 """The slice cache: preprocessed slices on disk, filled once, read by memory map; and the dataset of its slices.
 
 A random slice from a ``.nii.gz`` costs the decompression of whole volumes. The cache holds, for each study, a folder
-``<subject>-<key>`` whose key changes with the study's files and with the preprocessing::
+``<subject>-<origin>-<content>.v2``. ``origin`` stands for the paths of the study's files and the preprocessing,
+``content`` for the files' sizes and times::
 
     images.npy              (n, C, H, W) int16: round(v * 32767) of intensities v in [-1, 1]; -1 is kept exactly
     regions.npy             (n, 1, H, W) uint8: 0 outside the brain, 1 brain, 2 tumour
     slices.npy              (n,) int64: each slice's index along the last axis of the oriented volume
     meta.json               subject, availability, intensity ranges, settings, files
     features-<encoder>.npy  (n, C, D) float32, once :func:`encode_slices` has run
+
+So data sets with equal subject names, and several preprocessings of one data set, share a cache folder and do not touch
+each other's entries. Only what can never be used again is removed, the entry of the same files before they changed;
+everything else stays until the folder is deleted by hand, which is always safe between runs.
 
 A folder is made under another name and renamed when it is complete, so that any number of processes can fill one cache
 at once, and an interrupted run leaves only complete entries. Nothing is kept open: each access maps the file anew,
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -38,7 +44,10 @@ from apt_monai.errors import StudyError
 from apt_monai.io.dicom import dicom_files, split_series_path
 from apt_monai.transforms import StudyPreprocessing
 
-FORMAT = 1  # raise it with every change of the files, so that entries made before are not used
+logger = logging.getLogger(__name__)
+
+LAYOUT = ".v2"  # ends an entry's name: raise it with every change of the files, so that older entries are not used
+ENTRY_FILES = ("images.npy", "regions.npy", "slices.npy", "meta.json")
 SCALE = 32767  # int16 steps from 0 to 1
 
 
@@ -57,6 +66,10 @@ class CachedStudy:
         slices: ``(n,)`` int64, each slice's index along the last axis of the oriented volume.
         available: ``(C,)`` bool, True = acquired.
         intensity_range: ``(C, 2)`` float32, the raw intensities that became 0 and 1; NaN for an absent contrast.
+
+    Raises:
+        FileNotFoundError: a file was deleted since the entry was opened.
+        OSError: a file is damaged.
     """
 
     folder: Path
@@ -71,12 +84,12 @@ class CachedStudy:
     @property
     def images(self) -> np.ndarray:
         """``(n, C, H, W)`` int16 memory map, ``round(v * 32767)`` of intensities v in [-1, 1]; see :meth:`image`."""
-        return np.load(self.folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        return _load(self.folder / "images.npy")
 
     @property
     def regions(self) -> np.ndarray:
         """``(n, 1, H, W)`` uint8 memory map: 0 = outside the brain, 1 = brain, 2 = tumour."""
-        return np.load(self.folder / "regions.npy", mmap_mode="r", allow_pickle=False)
+        return _load(self.folder / "regions.npy")
 
     def image(self, rows: int | slice) -> Tensor:
         """The slices in some rows: ``(C, H, W)`` or ``(rows, C, H, W)`` float32 in [-1, 1], background exactly -1."""
@@ -85,7 +98,7 @@ class CachedStudy:
     def features(self, encoder_fingerprint: str) -> np.ndarray | None:
         """``(n, C, D)`` float32 memory map of an encoder's features; None where they were not written yet."""
         path = self._features_path(encoder_fingerprint)
-        return np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+        return _load(path) if path.is_file() else None
 
     def write_features(self, encoder_fingerprint: str, features: np.ndarray) -> None:
         """Keep an encoder's features of every slice, complete or not at all.
@@ -123,8 +136,8 @@ class SliceCache:
     """The preprocessed slices of studies on disk; see the module's text for the files.
 
     An entry belongs to the study's files (path, size, modification time), the preprocessing and
-    ``min_brain_fraction``: when one of them changes, :meth:`prepare` makes a new entry and removes the subject's old
-    one. So one cache folder serves one dataset with one preprocessing.
+    ``min_brain_fraction``: for another of them :meth:`prepare` makes another entry. It removes an entry only where
+    files of the same paths have changed; any number of data sets and preprocessings share one folder.
 
     Args:
         cache_dir: the cache's folder; it is made where it does not exist.
@@ -163,10 +176,13 @@ class SliceCache:
             StudyError: a study cannot be used, or has no slice with enough brain. Entries made before it are kept.
             OSError: the cache's folder cannot be written.
         """
-        for study in tqdm(studies, desc="slice cache", unit="study", disable=not progress):
-            folder = self._folder(study)
-            if not folder.is_dir():
-                self._fill(study, folder)
+        absent = [(study, folder) for study in studies if not _is_complete(folder := self._folder(study))]
+        if absent:
+            self._report_older_layouts()
+        done = len(studies) - len(absent)
+        bar = tqdm(absent, "slice cache", len(studies), initial=done, unit="study", disable=not progress)
+        for study, folder in bar:
+            self._fill(study, folder)
 
     def open(self, study: Mapping[str, str]) -> CachedStudy:
         """The entry of a study.
@@ -176,7 +192,7 @@ class SliceCache:
             StudyError: one of the study's files is missing.
         """
         folder = self._folder(study)
-        if not folder.is_dir():
+        if not _is_complete(folder):
             raise FileNotFoundError(
                 f"{folder}: study {study['subject']!r} is not in the slice cache, or its files or the preprocessing "
                 "have changed; call SliceCache.prepare first"
@@ -185,20 +201,33 @@ class SliceCache:
         return CachedStudy(
             folder=folder,
             subject=meta["subject"],
-            slices=np.load(folder / "slices.npy", allow_pickle=False),
+            slices=np.array(_load(folder / "slices.npy")),
             available=torch.tensor(meta["available"]),
             intensity_range=torch.tensor([[np.nan, np.nan] if r is None else r for r in meta["intensity_range"]]),
         )
 
     def _folder(self, study: Mapping[str, str]) -> Path:
-        content = {
-            "format": FORMAT,
-            "files": _files(study),
-            "preprocessing": self.preprocessing.fingerprint,
-            "min_brain_fraction": self.min_brain_fraction,
-        }
-        key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-        return self.cache_dir / f"{study['subject']}-{key}"
+        files = _files(study)
+        origin = _key(
+            {
+                "paths": {key: path for key, (path, *_) in files.items()},
+                "preprocessing": self.preprocessing.fingerprint,
+                "min_brain_fraction": self.min_brain_fraction,
+            }
+        )
+        return self.cache_dir / f"{study['subject']}-{origin}-{_key(files)}{LAYOUT}"
+
+    def _report_older_layouts(self) -> None:
+        if not self.cache_dir.is_dir():
+            return
+        folders = [f for f in self.cache_dir.iterdir() if f.suffix != LAYOUT and not f.name.startswith(".")]
+        if older := [f.name for f in folders if (f / "meta.json").is_file()]:
+            logger.warning(
+                "%s: %d entries of another version of the slice cache are not used (%s, ...); they can be deleted",
+                self.cache_dir,
+                len(older),
+                min(older),
+            )
 
     def _fill(self, study: Mapping[str, str], folder: Path) -> None:
         files = _files(study)
@@ -231,17 +260,52 @@ class SliceCache:
                 np.save(partial / "regions.npy", np.ascontiguousarray(np.moveaxis(region[..., slices], -1, 0)))
                 np.save(partial / "slices.npy", slices.astype(np.int64))
                 (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+                if folder.exists() and not _is_complete(folder):  # someone deleted a part of it
+                    _remove(folder)
                 partial.rename(folder)
             except OSError:
-                if not folder.is_dir():  # else another process made the same entry first
+                if not _is_complete(folder):  # else another process made the same entry first
                     raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
             raise _not_written(self.cache_dir, error) from error
+        origin = folder.name.rpartition("-")[0]
         for entry in self.cache_dir.iterdir():
-            if entry.name.rpartition("-")[0] == study["subject"] and entry != folder:
-                shutil.rmtree(entry, ignore_errors=True)
+            if entry.suffix == LAYOUT and entry.name.rpartition("-")[0] == origin and entry != folder:
+                logger.info("%s: removed, the files of study %r have changed", entry, study["subject"])
+                _remove(entry)
+
+
+def _key(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in ENTRY_FILES)
+
+
+def _remove(folder: Path) -> None:
+    """Remove an entry; one that is partly removed no longer has an entry's name."""
+    doomed = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    try:
+        folder.rename(doomed)
+    except OSError:  # another process was first, or it stays as it is
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _load(path: Path) -> np.ndarray:
+    """A memory map of an entry's file."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: was deleted from the slice cache while this run used it (or the study's files have changed and "
+            "another run made the entry anew); start the run again, which fills the cache where need be"
+        ) from None
+    except (EOFError, ValueError) as error:
+        raise OSError(f"{path}: is damaged ({error}); delete the folder {path.parent} and start again") from error
 
 
 def _files(study: Mapping[str, str]) -> dict[str, list[str | int]]:

@@ -29,6 +29,7 @@ DTYPES = ("float32", "int16")
 # The sidecar's own fields; every other one is provenance.
 _SIDECAR_FIELDS = (
     "synthetic", "notice", "subject", "contrast", "label", "sources", "prior_source", "intensity_scale", "dtype",
+    "computed_on",
 )  # fmt: skip
 # What places a voxel in space, in NIfTI-1 and NIfTI-2 alike.
 _GEOMETRY_FIELDS = (
@@ -88,6 +89,8 @@ class SaveSyntheticStudyd(Transform):
         provenance: what else the volumes depend on, as JSON can hold it (versions, hashes of weights and codebook,
             the encoder's fingerprint, seed, settings); it becomes part of each sidecar.
         dtype: how voxels are stored, ``"float32"`` or ``"int16"``.
+        computed_on: device and precision, for people to read in each sidecar; no part of what a volume is known by, so
+            that a cohort may go on on another machine.
 
     Returns (when called):
         The study with ``"written"``: the paths of the NIfTI files, one an absent contrast, in contrast order.
@@ -118,12 +121,14 @@ class SaveSyntheticStudyd(Transform):
         contrasts: str | ContrastSet,
         provenance: Mapping[str, Any],
         dtype: str = "float32",
+        computed_on: Mapping[str, Any] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.preprocessing = preprocessing
         self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
         self.provenance = _checked_provenance(provenance)
         self.dtype = _checked_dtype(dtype)
+        self.computed_on = dict(computed_on or {})
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         targets = [name for name, acquired in zip(self.contrasts.names, data["available"], strict=True) if not acquired]
@@ -152,6 +157,7 @@ class SaveSyntheticStudyd(Transform):
                     f"as a contrast that was not acquired has no scale of its own; 0 outside the brain",
                 },
                 "dtype": self.dtype,
+                "computed_on": self.computed_on,
                 **self.provenance,
             }
             affine = np.asarray(data["image"].meta["original_affine"])

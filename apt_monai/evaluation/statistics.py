@@ -1,0 +1,44 @@
+"""Means over each subject's slices, then over subjects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from apt_monai.evaluation.scores import REGIONS, Row
+
+
+def aggregate_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Means over each subject's slices, then mean and sample standard deviation over subjects."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.method, row.acquired, row.target), []).append(row)
+    aggregate = []
+    for (method, acquired, target), group in groups.items():
+        subjects = sorted({row.subject for row in group})
+        entry: dict[str, Any] = {"method": method, "acquired": acquired, "target": target}
+        entry |= {"subjects": len(subjects), "slices": len(group)}
+        for score in (f"{metric}_{region}" for region in REGIONS for metric in ("psnr", "ssim")):
+            by_subject = [[getattr(row, score) for row in group if row.subject == subject] for subject in subjects]
+            means = [mean(values) for values in by_subject]
+            entry[f"{score}_mean"], entry[f"{score}_std"] = mean(means), std(means)
+            entry[f"{score}_subjects"] = sum(not math.isnan(value) for value in means)
+        aggregate.append(entry)
+    return aggregate
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of what is not NaN; NaN if nothing is left."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def std(values: Sequence[float]) -> float:
+    """The sample standard deviation of what is not NaN; NaN of fewer than two values, or where one is infinite."""
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < 2 or any(math.isinf(value) for value in known):
+        return math.nan
+    return float(np.std(known, ddof=1))

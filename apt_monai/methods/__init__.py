@@ -1,1 +1,0 @@
-"""The systems: one system, one file, one contract."""

@@ -1,0 +1,59 @@
+"""What the studies of every kind are written with: one at a time, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from apt_monai.phantom.grids import Grid, Volume
+
+
+def subject_generator(seed: int, subject: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng([seed, subject, zlib.crc32(purpose.encode())])
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill that becomes the named one once it is complete, or leaves nothing."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def save_nifti(data: NDArray[np.generic], grid: Grid, path: Path) -> None:
+    image = nib.Nifti1Image(data, grid.affine)
+    image.set_qform(grid.affine, code=1)
+    image.set_sform(grid.affine, code=1)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = b"PHANTOM: apt_monai digital phantom"
+    nib.save(image, path)
+
+
+def save_scan(scan: Volume, grid: Grid, path: Path) -> None:
+    save_nifti(np.rint(scan).astype(np.int16), grid, path)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One study to write: of which data set, which subject, on which grid."""
+
+    folder: Path
+    seed: int
+    subject: int
+    spacing: float
+    shape: Sequence[int] | None
