@@ -82,6 +82,20 @@ def literal(value: Any) -> Any:
     return "$" + json.dumps(value, ensure_ascii=False).replace("#", r"\x23").replace("@", r"\x40")
 
 
+def read_argument(word: str) -> Any:
+    """A value of a command line as MONAI's, which is Fire's, reads it; but a ``#`` does not begin a comment.
+
+    Example::
+
+        >>> read_argument("7"), read_argument("[1, 'a']"), read_argument("out #7")
+        (7, [1, 'a'], 'out #7')
+    """
+    from fire.parser import DefaultParseValue
+
+    value = DefaultParseValue(word)
+    return word if "#" in word and "#" not in str(value) else value
+
+
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Import in this block: the garbage collector, which takes a quarter of the time of large imports, is off.
@@ -162,18 +176,16 @@ def _is_misread(value: object) -> bool:
 
 
 def _refuse_misread(words: Sequence[str]) -> None:
-    """Raise if MONAI has made ``::`` of a ``#`` in a value of its command line."""
-    from fire.parser import DefaultParseValue
-
+    """Raise if there is a ``#`` in a value of its command line."""
     key = ""
     for word in words:
         if word.startswith("--"):
             key, _, word = word[2:].partition("=")
-        value = DefaultParseValue(word)
+        value = read_argument(word)
         if key not in _NO_CONFIG_VALUES and literal(value) != value:
             raise ValueError(
-                f"--{key} {word}: MONAI's configs make '::' of a '#' in a value; give it as an expression, "
-                f"--{key} {shlex.quote(str(literal(value)))}, or use python -m apt_monai, which does so"
+                f"--{key} {word}: MONAI makes '::' of a '#' in a value, or leaves out what follows; give it as "
+                f"an expression, --{key} {shlex.quote(str(literal(value)))}, or use python -m apt_monai, which does so"
             )
 
 

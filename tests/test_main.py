@@ -436,6 +436,16 @@ def test_a_hash_in_a_folders_name_stays_one(tmp_path: Path, monkeypatch: pytest.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort #7", "model #1", "out #@1"]
 
 
+def test_a_hash_in_a_value_that_is_set_stays_one(ran: list[list[str]], tmp_path: Path) -> None:
+    """To MONAI's command line what follows it in ``a #1`` is a comment."""
+    write_study(tmp_path / "data" / "a", BRATS)
+    settings = ["output_dir=a #1", 'studies=[{"t1": "/a #1"}]', "x=@train#dataset", "sampling#unroll_step=4"]
+    assert main(["train", str(tmp_path / "data"), *(word for text in settings for word in ("--set", text))]) == 0
+    found = overrides_of(ran[0])
+    assert found["--output_dir"] == '$"a \\x231"' and json.loads(found["--studies"]) == [{"t1": '$"/a \\x231"'}]
+    assert found["--x"] == "@train#dataset" and found["--sampling#unroll_step"] == "4"
+
+
 def test_an_error_of_a_file_in_the_bundles_workflow_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 
 from apt_monai.contrasts import CONTRAST_SETS, get_contrast_set
-from apt_monai.models import load_model_settings
 
 
 def datasets_with(names: Sequence[str]) -> list[str]:
@@ -17,6 +16,8 @@ def datasets_with(names: Sequence[str]) -> list[str]:
 def dataset_of(arguments: argparse.Namespace, names: Sequence[str] = ()) -> str:
     """The dataset that was named, or else that of the model, or else the first that has all these contrasts."""
     if arguments.model is not None:
+        from apt_monai.models import load_model_settings  # torch: a second or two
+
         trained = get_contrast_set(str(load_model_settings(arguments.model).get("contrasts"))).name
         if arguments.dataset not in (None, trained):
             raise ValueError(f"{arguments.model}: is a model of {trained}, not of {arguments.dataset}; name another")

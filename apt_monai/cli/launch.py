@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from apt_monai.bundle import literal, run_workflow
-from apt_monai.models import find_bundle_root
+from apt_monai.bundle import literal, read_argument, run_workflow
 
 GRACE_SECONDS = 20  # after Ctrl-C: how long the command may take to end by itself
 
@@ -43,6 +42,8 @@ def config_files(dataset: str, config: str, overlays: Sequence[str] = (), proces
     Raises:
         ValueError: there is no such bundle or overlay.
     """
+    from apt_monai.models import find_bundle_root  # torch: a second or two
+
     folder = Path(find_bundle_root(f"apt_{dataset}")) / "configs"
     shared = f"multi_gpu_{config}.yaml"
     names = [f"{config}.yaml", *([shared] if processes > 1 and (folder / shared).is_file() else []), *overlays]
@@ -82,8 +83,6 @@ def run_bundle(run_id: str, configs: Sequence[Path], overrides: Mapping[str, obj
         BundleError: the several processes failed.
         KeyboardInterrupt: it was interrupted, and has ended.
     """
-    from fire.parser import DefaultParseValue
-
     words = {key: _argument(value) for key, value in overrides.items()}
     command = [sys.executable]
     if processes > 1:
@@ -96,7 +95,7 @@ def run_bundle(run_id: str, configs: Sequence[Path], overrides: Mapping[str, obj
     if processes > 1:
         _start(command, run_id)
     else:
-        run_workflow(run_id, files, {key: DefaultParseValue(text) for key, text in words.items()})
+        run_workflow(run_id, files, {key: read_argument(text) for key, text in words.items()})
 
 
 def _start(command: Sequence[str], run_id: str) -> None:
@@ -135,10 +134,8 @@ def shown(path: Path) -> str:
 
 def _argument(value: object) -> str:
     """As a word for MONAI's command line, in which every ``#`` stays one."""
-    from fire.parser import DefaultParseValue
-
     text = shown(value) if isinstance(value, Path) else value
-    read = DefaultParseValue(text) if isinstance(text, str) else text
+    read = read_argument(text) if isinstance(text, str) else text
     if isinstance(text, str) and literal(read) == read:
         return text
     kept = literal(read)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from apt_monai.bundle import quick_imports
 from apt_monai.cli.choices import dataset_of, datasets_with
 from apt_monai.cli.launch import run_config
 from apt_monai.cli.parser import contrast_names
 from apt_monai.contrasts import CONTRAST_SETS, ContrastSet, get_contrast_set
-from apt_monai.data.readers import read_studies
-from apt_monai.data.writers import synthetic_path
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,6 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
         choices = " or ".join(f"--dataset {name}" for name in CONTRAST_SETS)
         raise ValueError(f"{arguments.data}: whose contrasts may be missing there? Give {choices}, or --model")
     arguments.dataset = dataset_of(arguments, list(given))
+    with quick_imports():  # monai: seconds
+        from apt_monai.data.readers import read_studies
+        from apt_monai.data.writers import synthetic_path
+
     contrasts, overrides = get_contrast_set(arguments.dataset), {}
     if arguments.data is not None:
         read_studies(arguments.data, contrasts, series=arguments.series)
@@ -56,7 +59,7 @@ def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: 
         if "synthetic" in Path(path).name.lower():
             raise ValueError(f"--{name} {path}: is synthesised, as its name says; give acquired contrasts alone")
     study = {"subject": arguments.subject} | {name: str(Path(path).absolute()) for name, path in given.items()}
-    from apt_monai.transforms import LoadStudyd  # after the check of what was given: seconds
+    from apt_monai.transforms import LoadStudyd
 
     LoadStudyd(contrasts)(study)
     return study
