@@ -9,7 +9,7 @@ import sys
 # Before torch is loaded: threads that wait sleep. Spinning ones are fourfold slower beside a busy neighbour.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from apt_monai.cli.commands import main
+from apt_monai.cli import main
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):

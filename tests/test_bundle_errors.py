@@ -11,7 +11,7 @@ import pytest
 from tiny_bundle import configs_of, files_of, run_command, write_untrained_model
 from tiny_studies import write_study
 
-from apt_monai.bundle import root_cause, show_cause_last
+from apt_monai.bundle import literal, root_cause, show_cause_last
 from apt_monai.inferers import noise_scheduler
 
 
@@ -39,6 +39,30 @@ def test_the_cause_is_the_last_line(times: int, capsys: pytest.CaptureFixture[st
     show_cause_last()
     sys.excepthook(type(error), error, error.__traceback__)
     assert capsys.readouterr().err.splitlines()[-1] == "ValueError: a.nii.gz: is 4D"
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for_or_nothing_else_explains_the_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_cause_last()
+    for cause, asked, shown in [(OSError("a"), "", False), (OSError("a"), "1", True), (KeyError("a"), "", True)]:
+        monkeypatch.setenv("APT_MONAI_TRACEBACK", asked)
+        error = wrapped(cause, 2)
+        sys.excepthook(type(error), error, error.__traceback__)
+        assert ("Traceback" in capsys.readouterr().err) is shown
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--output_dir", "/out #1"], ["--output_dir", "out #1"], ["--output_dir=/out #1"], ["--x", "[{'t1': '/a#b'}]"]],
+)
+def test_a_hash_in_a_value_of_monais_command_line_is_refused(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["/lib/monai/bundle/__main__.py", "run", "training", "--config_file", "a #1.yaml", "--sampling#step", "4"]
+    monkeypatch.setattr(sys, "argv", [*command, *words])
+    with pytest.raises(ValueError, match=r"MONAI makes '::' of a '#' in a value.*x23"):
+        show_cause_last()
+    monkeypatch.setattr(sys, "argv", [*command, "--output_dir", literal("/out #1"), "--x", "@train#dataset"])
+    show_cause_last()
 
 
 def test_the_cause_of_our_own_error_is_not_what_is_shown() -> None:

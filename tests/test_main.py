@@ -16,15 +16,16 @@ import yaml
 from tiny_bundle import environment, files_of, settings_of, write_untrained_model
 from tiny_dicom import write_series
 
-from apt_monai.cli import commands as command_line
-from apt_monai.cli import demo, launch
-from apt_monai.cli.commands import codebook_text, main
+from apt_monai.cli import demo, launch, main
+from apt_monai.cli.codebook import codebook_text
 from apt_monai.cli.demo import Demo, demo_table
 from apt_monai.cli.launch import BundleError, config_files, run_bundle
+from apt_monai.cli.parser import MASK
 from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, ContrastSet, get_contrast_set
 from apt_monai.data import read_studies
 from apt_monai.io import read_volume
+from apt_monai.preprocessing.study import MASK_TOOLS, PreprocessingSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,20 +43,12 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The bundles' commands that would have run: they are only noted, and succeed."""
     commands: list[list[str]] = []
 
-    class Noted:
-        def __init__(self, command: list[str]) -> None:
-            commands.append(command)
+    def here(run_id: str, files: list[str], overrides: dict[str, Any]) -> None:
+        words = [word for key, value in overrides.items() for word in (f"--{key}", launch._argument(value))]
+        commands.append([run_id, "--config_file", json.dumps(files), *words])
 
-        def __enter__(self) -> Noted:
-            return self
-
-        def __exit__(self, *args: object) -> None:
-            pass
-
-        def wait(self) -> int:
-            return 0
-
-    monkeypatch.setattr(subprocess, "Popen", Noted)
+    monkeypatch.setattr(launch, "run_workflow", here)
+    monkeypatch.setattr(launch, "_start", lambda command, run_id: commands.append(command))
     return commands
 
 
@@ -112,6 +105,19 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a medical device" in text
 
 
+def test_help_and_wrong_arguments_load_neither_torch_nor_monai() -> None:
+    code = "import sys, apt_monai.cli as cli\ntry: cli.main(['train', '--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit(bool({'torch', 'monai', 'itk', 'nibabel'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True).returncode == 0
+
+
+def test_the_mask_that_help_names_is_the_default_of_preprocessing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert PreprocessingSettings().mask == MASK
+    with pytest.raises(SystemExit):
+        main(["preprocess", "--help"])
+    assert "--mask {" + ",".join(MASK_TOOLS) + "}|PATH" in capsys.readouterr().out
+
+
 def test_every_contrast_of_every_dataset_is_a_flag_of_synthesize(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["synthesize", "--help"])
@@ -130,7 +136,6 @@ def test_every_contrast_of_every_dataset_is_a_flag_of_synthesize(capsys: pytest.
         ["phantom", "OUT", "--dataset", "fastmri"],
         ["preprocess", "RAW"],
         ["preprocess", "RAW", "OUT", "--workers", "0"],
-        ["train"],
         ["train", "DATA", "--gpus", "0"],
         ["train", "DATA", "--set", "seed"],
         ["train", "DATA", "--set", "seed="],
@@ -173,7 +178,7 @@ def test_interrupted_command_says_that_it_can_go_on(
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command_line, "write_phantom_dataset", interrupted)
+    monkeypatch.setattr("apt_monai.cli.phantom.write_phantom_dataset", interrupted)
     assert main(["phantom", str(tmp_path / "phantom")]) == 130
     assert "goes on where it stopped" in capsys.readouterr().err
 
@@ -261,12 +266,12 @@ def test_bundle_command_is_printed_as_a_shell_would_take_it(
     configs = [Path.cwd() / "a b.yaml", Path("/elsewhere/c.yaml")]
     overrides = {"model_dir": Path("/a folder/model"), "work_dir": Path.cwd() / "2024", "sampling#unroll_step": 40}
     run_bundle("training", configs, overrides)
-    printed = capsys.readouterr().out.strip()
-    assert shlex.split(printed.removeprefix("$ ")) == ran[0]
-    assert ran[0][:5] == [sys.executable, "-m", "monai.bundle", "run", "training"]
-    assert json.loads(ran[0][6]) == ["./a b.yaml", "/elsewhere/c.yaml"]
+    words = shlex.split(capsys.readouterr().out.strip().removeprefix("$ "))
+    assert words[:5] == [sys.executable, "-m", "monai.bundle", "run", "training"]
+    assert json.loads(words[6]) == ["./a b.yaml", "/elsewhere/c.yaml"]
     # ./2024: as 2024 it would be a number to MONAI's command line
-    assert ran[0][7:] == ["--model_dir", "/a folder/model", "--work_dir", "./2024", "--sampling#unroll_step", "40"]
+    assert words[7:] == ["--model_dir", "/a folder/model", "--work_dir", "./2024", "--sampling#unroll_step", "40"]
+    assert ran[0][3:] == words[7:]
 
 
 def test_several_processes_are_started_by_torchrun(ran: list[list[str]]) -> None:
@@ -299,7 +304,7 @@ def test_a_failing_bundle_command_passes_its_status_on(
     python.write_text(f"#!/bin/sh\necho 'the cause' >&2\n{script}\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert main(["train", str(tmp_path / "data")]) == status
+    assert main(["train", str(tmp_path / "data"), "--gpus", "2"]) == status
     cause, last = capfd.readouterr().err.splitlines()
     assert cause == "the cause" and last.startswith("error: the command above ('training')")
 
@@ -323,7 +328,7 @@ def test_an_interrupted_bundle_command_is_ended_before_the_command_line_is(
     monkeypatch.setattr(subprocess, "Popen", Interrupted)
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.1)
     with pytest.raises(KeyboardInterrupt):
-        run_bundle("training", [Path("train.yaml")], {})
+        run_bundle("training", [Path("train.yaml")], {}, processes=2)
     assert started[0].returncode is not None
 
 
@@ -354,6 +359,17 @@ def test_train_leaves_the_folders_to_the_bundle_unless_they_are_named(ran: list[
     assert set(overrides_of(ran[0])) == {"--config_file", "--dataset_dir"}
     assert main(["train", str(tmp_path / "data"), "--work", str(tmp_path / "work")]) == 0
     assert overrides_of(ran[1])["--work_dir"] == str(tmp_path / "work")
+
+
+def test_train_is_on_data_or_on_the_phantom_never_on_it_unasked(
+    ran: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "give either DATA" in one_line_error(["train"], capsys)
+    assert "give either DATA" in one_line_error(["train", str(tmp_path), "--phantom"], capsys)
+    assert main(["train", "--phantom", "--model", str(tmp_path / "model")]) == 0
+    assert set(overrides_of(ran[0])) == {"--config_file", "--model_dir"}
+    last = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert last[3:5] == ["evaluate", str(tmp_path / "model" / "work" / "phantom")]
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -405,6 +421,47 @@ def test_one_patients_volumes_are_synthesised_in_one_line_from_nifti_and_dicom(
     sources = json.loads((folder / "study_t2_SYNTHETIC.json").read_text())["sources"]
     found = {name: source["path"] for name, source in sources.items()}
     assert found == {"t1": str(tmp_path / "a.nii.gz"), "pd": str(tmp_path / "scan 7::echo=1")}
+
+
+def test_a_hash_in_a_folders_name_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI's config parser makes '::' of it."""
+    monkeypatch.chdir(tmp_path)
+    write_study(tmp_path / "cohort #7" / "a", ADNI)["t2"].unlink()
+    model = write_untrained_model(tmp_path / "model #1", "apt_adni")
+    words = [
+        word for key, value in settings_of("inference", "apt_adni").items() for word in ("--set", f"{key}={value}")
+    ]
+    assert main(["synthesize", "cohort #7", "--model", model.name, "--out", "out #@1", *words]) == 0
+    assert files_of(tmp_path / "out #@1") == ["a/a_t2_SYNTHETIC.json", "a/a_t2_SYNTHETIC.nii.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cohort #7", "model #1", "out #@1"]
+
+
+def test_a_hash_in_a_value_that_is_set_stays_one(ran: list[list[str]], tmp_path: Path) -> None:
+    """To MONAI's command line what follows it in ``a #1`` is a comment."""
+    write_study(tmp_path / "data" / "a", BRATS)
+    settings = ["output_dir=a #1", 'studies=[{"t1": "/a #1"}]', "x=@train#dataset", "sampling#unroll_step=4"]
+    assert main(["train", str(tmp_path / "data"), *(word for text in settings for word in ("--set", text))]) == 0
+    found = overrides_of(ran[0])
+    assert found["--output_dir"] == '$"a \\x231"' and json.loads(found["--studies"]) == [{"t1": '$"/a \\x231"'}]
+    assert found["--x"] == "@train#dataset" and found["--sampling#unroll_step"] == "4"
+
+
+def test_an_error_of_a_file_in_the_bundles_workflow_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    file = write_study(tmp_path / "data" / "a", ADNI)["t2"]
+    file.write_bytes(file.read_bytes()[:100])
+    (tmp_path / "data" / "a" / "a_t1.nii.gz").unlink()
+    model = write_untrained_model(tmp_path / "model", "apt_adni")
+    arguments = ["synthesize", str(tmp_path / "data"), "--model", str(model), "--out", str(tmp_path / "out")]
+    words = [
+        word for key, value in settings_of("inference", "apt_adni").items() for word in ("--set", f"{key}={value}")
+    ]
+    assert main([*arguments, *words]) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"error: {file}: cannot be read as NIfTI")
+    with pytest.raises(RuntimeError, match="ConfigExpression"):
+        main([*arguments, *words, "--traceback"])
 
 
 def test_a_folder_of_studies_is_synthesised(

@@ -5,6 +5,7 @@ What is learned and synthesised is so by the bundle's own commands; each is prin
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import time
@@ -30,6 +31,20 @@ OWN, SHIPPED = "own", "shipped"  # whose weights: also the names of folders
 RESEARCH_NOTICE = """\
 These are digital phantoms, not patients, and the vision encoder is untrained: the figures show that the method runs,
 not how well it does on patients. Research software, not a medical device: not for diagnosis or treatment."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Every step of the demo, then what came out."""
+    Demo(
+        arguments.out,
+        arguments.dataset,
+        arguments.subjects,
+        arguments.spacing,
+        arguments.iterations,
+        arguments.unroll_iterations,
+        arguments.slices_per_subject,
+    ).run()
+    return 0
 
 
 class Demo:

@@ -1,7 +1,8 @@
-"""Run a command of a bundle in a process of its own, or in several that share its work."""
+"""Run a command of a bundle: in this process, or in several that share its work."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -9,14 +10,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from apt_monai.models import find_bundle_root
+from apt_monai.bundle import literal, read_argument, run_workflow
 
 GRACE_SECONDS = 20  # after Ctrl-C: how long the command may take to end by itself
 
 
 class BundleError(RuntimeError):
-    """A bundle's command that failed; what went wrong is what it printed.
+    """A bundle's command that failed in processes of its own; what went wrong is what they printed.
 
     Args:
         message: which one, and what to do.
@@ -40,6 +42,8 @@ def config_files(dataset: str, config: str, overlays: Sequence[str] = (), proces
     Raises:
         ValueError: there is no such bundle or overlay.
     """
+    from apt_monai.models import find_bundle_root  # torch: a second or two
+
     folder = Path(find_bundle_root(f"apt_{dataset}")) / "configs"
     shared = f"multi_gpu_{config}.yaml"
     names = [f"{config}.yaml", *([shared] if processes > 1 and (folder / shared).is_file() else []), *overlays]
@@ -53,28 +57,48 @@ def config_files(dataset: str, config: str, overlays: Sequence[str] = (), proces
     return files
 
 
+PATHS = {"data": "dataset_dir", "series": "series", "model": "model_dir", "work": "work_dir", "out": "output_dir"}
+"""What the bundles' configs call the paths that the commands take."""
+
+
+def run_config(arguments: argparse.Namespace, run_id: str, config: str, **overrides: Any) -> None:
+    """Run a config of the dataset's bundle with what a command was given; paths are made absolute."""
+    given = {key: path for name, key in PATHS.items() if (path := getattr(arguments, name, None)) is not None}
+    paths = {key: Path(path).absolute() for key, path in given.items()}
+    configs = config_files(arguments.dataset, config, arguments.overlay, arguments.gpus)
+    run_bundle(run_id, configs, paths | overrides | dict(arguments.set), arguments.gpus)
+
+
 def run_bundle(run_id: str, configs: Sequence[Path], overrides: Mapping[str, object], processes: int = 1) -> None:
-    """Print a command of a bundle, run it, and wait for it.
+    """Print a command of a bundle, and do what it does: in this process, or in several that torchrun starts.
 
     Args:
         run_id: what to run, such as ``"training"``.
         configs: the config files, later ones over earlier ones.
         overrides: values that take the place of the config's, by key. A list or dictionary is passed as JSON.
-        processes: how many share the work, one a GPU; torchrun starts them where there are several.
+        processes: how many share the work, one a GPU.
 
     Raises:
-        BundleError: the command failed.
+        RuntimeError: of MONAI's config parser, in this process; :func:`apt_monai.bundle.root_cause` has the cause.
+        BundleError: the several processes failed.
         KeyboardInterrupt: it was interrupted, and has ended.
     """
+    words = {key: _argument(value) for key, value in overrides.items()}
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "monai.bundle", "run", run_id, "--config_file"]
     files = [shown(path) for path in configs]
     command.append(files[0] if len(files) == 1 else json.dumps(files, ensure_ascii=False))
-    for key, value in overrides.items():
-        command += [f"--{key}", _argument(value)]
+    command += [word for key, text in words.items() for word in (f"--{key}", text)]
     print(f"$ {shlex.join(command)}", flush=True)
+    if processes > 1:
+        _start(command, run_id)
+    else:
+        run_workflow(run_id, files, {key: read_argument(text) for key, text in words.items()})
+
+
+def _start(command: Sequence[str], run_id: str) -> None:
     with subprocess.Popen(command) as process:
         try:
             status = process.wait()
@@ -109,6 +133,10 @@ def shown(path: Path) -> str:
 
 
 def _argument(value: object) -> str:
-    if isinstance(value, Path):
-        return shown(value)
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+    """As a word for MONAI's command line, in which every ``#`` stays one."""
+    text = shown(value) if isinstance(value, Path) else value
+    read = read_argument(text) if isinstance(text, str) else text
+    if isinstance(text, str) and literal(read) == read:
+        return text
+    kept = literal(read)
+    return json.dumps(kept, ensure_ascii=False) if isinstance(kept, list | tuple | dict) else str(kept)

@@ -1,0 +1,291 @@
+"""The command line's parser: one function a command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from apt_monai.cli.arguments import Help, at_least, grid, key_and_value, plain_name
+from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS
+
+PROGRAM = "python -m apt_monai"
+RAW = "adni-raw"  # the phantom that is to be preprocessed
+DATASETS = list(CONTRAST_SETS)
+MASK = "deepbet"  # as PreprocessingSettings has it, which takes seconds to import
+
+
+def contrast_names() -> list[str]:
+    """The names of all sets, each once."""
+    return list(dict.fromkeys(name for contrasts in CONTRAST_SETS.values() for name in contrasts.names))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; what ``name`` says a command is called is its module here."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="APT on MONAI: synthesis of missing brain-MR contrasts. Research software, not a medical device. "
+        "train, synthesize and evaluate are commands of the bundle (python -m monai.bundle run): each is printed "
+        "before it runs.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="name", required=True)
+    for add in (_phantom, _preprocess, _train, _synthesize, _evaluate, _codebook, _demo):
+        add(commands)
+    return parser
+
+
+def _add(
+    commands: Any, name: str, what: str, example: str, *parents: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--traceback", action="store_true", help="show where in the code an error comes from")
+
+    return commands.add_parser(
+        name,
+        help=what,
+        description=what,
+        epilog=f"example:\n  {PROGRAM} {example}",
+        parents=[*parents, common],
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+
+
+def _series() -> argparse.ArgumentParser:
+    series = argparse.ArgumentParser(add_help=False)
+    series.add_argument(
+        "--series",
+        metavar="FILE",
+        help="for DICOM and other layouts than a folder a study or BIDS: a JSON file that says which series is which "
+        'contrast, such as {"MPRAGE*": "t1", "PD_T2*": {"pd": 1, "t2": 2}, "*localizer*": null}',
+    )
+    return series
+
+
+def _bundle() -> argparse.ArgumentParser:
+    bundle = argparse.ArgumentParser(add_help=False)
+    passed_on = bundle.add_argument_group("how the bundle's command runs")
+    passed_on.add_argument(
+        "--gpus",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="how many GPUs of this machine share the work; without GPUs, processes",
+    )
+    passed_on.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a config that is laid over the bundle's: one of its own by name (demo.yaml), or a path; repeatable",
+    )
+    passed_on.add_argument(
+        "--set",
+        action="append",
+        type=key_and_value,
+        default=[],
+        metavar="KEY=VALUE",
+        help="another value for a key of the bundle's config, such as seed=7; repeatable",
+    )
+    return bundle
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="the trained model's folder (default: models/trained of the bundle, else the phantom weights that "
+        "come with it)",
+    )
+
+
+def _phantom(commands: Any) -> None:
+    phantom = _add(
+        commands,
+        "phantom",
+        "write digital phantoms, as the NIfTI files of a dataset",
+        "phantom data --dataset brats --spacing 3",
+    )
+    phantom.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
+    phantom.add_argument(
+        "--dataset",
+        default=BRATS.name,
+        choices=[*DATASETS, RAW],
+        help=f"whose format and contrasts; {RAW}: as a scanner gives them, to be preprocessed",
+    )
+    phantom.add_argument("--subjects", type=at_least(1), default=20, metavar="N", help="how many, 1 or more")
+    phantom.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="S", help="0 or above; the same seed, the same bytes"
+    )
+    phantom.add_argument(
+        "--spacing", type=float, default=1.0, metavar="MM", help="voxel edge in mm, at most 10; real studies have 1"
+    )
+
+
+def _preprocess(commands: Any) -> None:
+    preprocess = _add(
+        commands,
+        "preprocess",
+        "raw scans to skull-stripped volumes on one grid, as training and synthesis need them",
+        "preprocess raw preprocessed --workers 4",
+        _series(),
+    )
+    preprocess.add_argument("raw", metavar="RAW", help="the folder of studies: a folder each, BIDS, or see --series")
+    preprocess.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
+    preprocess.add_argument("--dataset", default=ADNI.name, choices=DATASETS, help="whose contrasts")
+    preprocess.add_argument(
+        "--grid",
+        type=grid,
+        metavar="CONTRASTS|MM",
+        help="the first of these contrasts that a study has gives the grid of all; or a voxel edge in mm, in "
+        "the pose of the reference scan (default: for brats 1 mm; for adni pd,t2,t1, so that PD and T2 keep their "
+        "voxels and T1 becomes coarser, where a finer grid would invent two of three slices of PD and T2)",
+    )
+    preprocess.add_argument(
+        "--mask",
+        default=MASK,
+        metavar="{itk,deepbet}|PATH",
+        help="the brain mask: deepbet, a network for T1 (T1Gd where there is none, else the filters), nearest to the "
+        "truth on the phantom (pip install 'apt_monai[preprocess]'); itk, filters that need no other package; or masks "
+        "of your own, a path with {subject} in it, such as masks/{subject}_mask.nii.gz",
+    )
+    preprocess.add_argument(
+        "--workers", type=at_least(1), default=1, metavar="N", help="studies at a time; each takes a core and 2 GB"
+    )
+
+
+def _train(commands: Any) -> None:
+    train = _add(
+        commands,
+        "train",
+        "train on a dataset: the fusion module, the prior codebook, the diffusion model",
+        "train data --dataset brats --model model --set encoder_source=FOLDER",
+        _series(),
+        _bundle(),
+    )
+    train.add_argument(
+        "data", metavar="DATA", nargs="?", help="the folder of studies, each with every contrast; or --phantom"
+    )
+    train.add_argument(
+        "--phantom", action="store_true", help="train on the digital phantom that the bundle writes, instead of DATA"
+    )
+    train.add_argument("--dataset", default=BRATS.name, choices=DATASETS, help="which bundle")
+    train.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="where the model goes; continued if interrupted (default: models/trained of the bundle)",
+    )
+    train.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="slices, checkpoints, TensorBoard's logs; can be deleted when the model is finished (default: work in the "
+        "model's folder)",
+    )
+
+
+def _synthesize(commands: Any) -> None:
+    synthesize = _add(
+        commands,
+        "synthesize",
+        "write the contrasts that were not acquired, as NIfTI on the acquired grid",
+        "synthesize --t1 a.nii.gz --t2 b.nii.gz --out DIR",
+        _series(),
+        _bundle(),
+    )
+    synthesize.add_argument(
+        "data", metavar="DATA", nargs="?", help="a folder of studies that lack contrasts; not with one patient's files"
+    )
+    patient = synthesize.add_argument_group(
+        "one patient",
+        "What was acquired, on one grid and skull-stripped: for each contrast a NIfTI file, or the folder of a DICOM "
+        "series\n(FOLDER::echo=2 for its second echo).",
+    )
+    for name in contrast_names():
+        patient.add_argument(f"--{name}", metavar="PATH")
+    patient.add_argument(
+        "--subject", type=plain_name, default="study", metavar="NAME", help="what the patient's volumes are called"
+    )
+    synthesize.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        help="which bundle; needed with DATA, unless --model says it (default for one patient: the model's; without "
+        f"--model the first of {', '.join(DATASETS)} that has the contrasts given)",
+    )
+    synthesize.add_argument(
+        "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
+    )
+    _model(synthesize)
+
+
+def _evaluate(commands: Any) -> None:
+    evaluate = _add(
+        commands,
+        "evaluate",
+        "measure how well contrasts that were acquired are synthesised from the others",
+        "evaluate data --dataset brats --cases all --out eval",
+        _series(),
+        _bundle(),
+    )
+    evaluate.add_argument(
+        "data",
+        metavar="DATA",
+        help="the folder that the model was trained on, of which the test subjects of its split are used; of another "
+        "folder, all: --set 'split_file=$None'",
+    )
+    evaluate.add_argument(
+        "--dataset", choices=DATASETS, help=f"which bundle (default: the model's; without --model {DATASETS[0]})"
+    )
+    evaluate.add_argument(
+        "--cases", choices=["all"], help="every subset of acquired contrasts (default: each contrast from all others)"
+    )
+    evaluate.add_argument(
+        "--out", type=Path, default=Path("eval"), metavar="DIR", help="the folder; continued if interrupted"
+    )
+    evaluate.add_argument(
+        "--work", type=Path, metavar="DIR", help="the slices; can be deleted (default: work of the bundle)"
+    )
+    _model(evaluate)
+
+
+def _codebook(commands: Any) -> None:
+    codebook = commands.add_parser("codebook", help="show a prior codebook", description="show a prior codebook")
+    show = _add(
+        codebook.add_subparsers(dest="codebook_command", required=True),
+        "show",
+        "print which transform of which contrast each contrast is started from",
+        "codebook show model --picture codebook.png",
+    )
+    show.add_argument("path", nargs="?", type=Path, metavar="PATH", help="a model's folder, or its codebook.json")
+    show.add_argument(
+        "--dataset", default=BRATS.name, choices=DATASETS, help="without PATH: whose bundle's model is shown"
+    )
+    show.add_argument("--picture", type=Path, metavar="FILE", help="draw it as well, such as codebook.png")
+
+
+def _demo(commands: Any) -> None:
+    demo = _add(
+        commands,
+        "demo",
+        "the whole method on phantoms: train, synthesise, evaluate, and show what comes out",
+        "demo demo",
+    )
+    demo.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
+    demo.add_argument("--dataset", default=BRATS.name, choices=DATASETS, help="which bundle")
+    demo.add_argument("--subjects", type=at_least(3), default=20, metavar="N", help="how many phantoms, 3 or more")
+    demo.add_argument(
+        "--spacing", type=float, metavar="MM", help="their voxel edge in mm, at most 10 (default: as demo.yaml says)"
+    )
+    demo.add_argument(
+        "--iterations",
+        type=at_least(1),
+        metavar="N",
+        help="of the diffusion model's training (default: as demo.yaml says)",
+    )
+    demo.add_argument(
+        "--unroll-iterations", type=at_least(0), default=4, metavar="N", help="of stage 2; the paper has 50"
+    )
+    demo.add_argument("--slices-per-subject", type=at_least(1), default=1, metavar="N", help="to evaluate")
