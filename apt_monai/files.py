@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -70,6 +71,34 @@ def complete_file(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def complete_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill that becomes the named one once it is complete, or leaves nothing.
+
+    Gives a folder of a temporary name beside it; what an earlier run left there when it was killed is removed.
+
+    Args:
+        folder: the folder, which is not there yet; the one above it is made where it does not exist.
+
+    Example::
+
+        >>> with complete_folder("study") as partial:
+        ...     write_text(partial / "a.txt", "a")
+        >>> [path.as_posix() for path in Path().rglob("*.txt")]
+        ['study/a.txt']
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:

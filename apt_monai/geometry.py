@@ -35,9 +35,7 @@ def set_space(image: nib.Nifti1Image, affine: np.ndarray, code: int = 1) -> None
     image.set_qform(affine, code, strip_shears=True)
     image.set_sform(affine, code)
     image.header.set_xyzt_units("mm", image.header.get_xyzt_units()[1])
-    corners = np.array([[*corner, 1] for corner in product(*((0, n - 1) for n in image.shape[:3]))]).T  # 4×8
-    apart = np.linalg.norm((image.get_qform() - affine) @ corners, axis=0).max()
-    if apart > QFORM_TOLERANCE_MM:
+    if corners_apart(image.shape[:3], image.get_qform(), affine) > QFORM_TOLERANCE_MM:
         image.set_qform(affine, 0, strip_shears=True)
 
 

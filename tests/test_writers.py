@@ -6,9 +6,6 @@ import errno
 import gzip
 import json
 import logging
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from test_files import almost_full_disk
 
 from apt_monai import __version__
 from apt_monai.contrasts import BRATS
@@ -77,17 +75,6 @@ def save(study: dict[str, str], output_dir: Path, dtype: str = "float32", size: 
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
-@contextmanager
-def almost_full_disk(limit: int) -> Iterator[None]:
-    """Let no file grow beyond ``limit`` bytes: writing fails half-way, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16"])

@@ -48,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: dict[str, str]) -> dict[str, str]:
     """The study of one patient's files, which are read to be checked here, before the bundle's command starts."""
+    from apt_monai.io.sidecar import is_synthetic_name
+    from apt_monai.transforms import LoadStudyd
+
     if arguments.series:
         raise ValueError("--series is for DATA, a folder of studies; the flags say which contrast a file is")
     contrasts.check(given)
@@ -56,10 +59,8 @@ def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: 
             f"nothing to synthesise: every contrast of {contrasts.name} is given ({', '.join(contrasts.names)})"
         )
     for name, path in given.items():
-        if "synthetic" in Path(path).name.lower():
+        if is_synthetic_name(path):
             raise ValueError(f"--{name} {path}: is synthesised, as its name says; give acquired contrasts alone")
     study = {"subject": arguments.subject} | {name: str(Path(path).absolute()) for name, path in given.items()}
-    from apt_monai.transforms import LoadStudyd
-
     LoadStudyd(contrasts)(study)
     return study

@@ -41,8 +41,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from apt_monai.errors import StudyError
-from apt_monai.io.dicom import dicom_files
-from apt_monai.io.series_path import parse_series_path
+from apt_monai.io.source import source_stat
 from apt_monai.transforms import StudyPreprocessing
 
 logger = logging.getLogger(__name__)
@@ -310,23 +309,8 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _files(study: Mapping[str, str]) -> dict[str, list[str | int]]:
-    """By key: path, size in bytes and modification time in ns of a study's files.
-
-    Of a DICOM series: what names it, and the number of files in its folder and a hash of their names, sizes and times.
-    """
-    files: dict[str, list[str | int]] = {}
-    for key in sorted(set(study) - {"subject"}):
-        path = os.path.abspath(study[key])
-        if not os.path.isfile(path):
-            folder = parse_series_path(path)[0]
-            if folder.is_dir():
-                listing = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in dicom_files(folder)]
-                files[key] = [path, len(listing), hashlib.sha256(json.dumps(listing).encode()).hexdigest()]
-                continue
-            raise StudyError(f"{path}: no such file; correct the path or take it out of study {study['subject']!r}")
-        status = os.stat(path)
-        files[key] = [path, status.st_size, status.st_mtime_ns]
-    return files
+    """By key, what tells that a study's files are the same as before."""
+    return {key: source_stat(study[key]) for key in sorted(set(study) - {"subject"})}
 
 
 def _not_written(folder: Path, error: OSError) -> OSError:

@@ -15,13 +15,14 @@ from scipy.spatial.transform import Rotation
 from scipy.special import expit
 
 from apt_monai.contrasts import ADNI
+from apt_monai.files import complete_folder
 from apt_monai.phantom.acquisition import ideal_signal, magnitude_image, vary_timing
 from apt_monai.phantom.fields import smooth_noise
 from apt_monai.phantom.grids import Grid, centred_affine, check_shape, check_spacing, resample, slice_parts
 from apt_monai.phantom.head import make_head
 from apt_monai.phantom.population import Population
 from apt_monai.phantom.sequences import SEQUENCES, PulseSequence
-from apt_monai.phantom.studies import Request, save_nifti, save_scan, subject_generator, whole_folder
+from apt_monai.phantom.studies import Request, save_nifti, save_scan, subject_generator
 from apt_monai.phantom.whole_head import whole_head_signals
 
 TRUTH_NAME = ".truth"  # a hidden folder beside the studies
@@ -136,7 +137,7 @@ def write_adni_study(request: Request) -> None:
     grid, name = adni_axial_grid(request.spacing, request.shape), request.folder.name
     master = master_grid(grid, margin=0)
     who = (request.seed, request.subject)
-    with whole_folder(request.folder) as folder:
+    with complete_folder(request.folder) as folder:
         head = make_head(master, *who, adni_population(*who))
         weight = resample(head.brain.astype(np.float32), master, grid, parts=slice_parts(grid))
         brain = weight > 0.5
@@ -171,12 +172,12 @@ def write_adni_raw_study(request: Request) -> None:
     truth = request.folder.parent / TRUTH_NAME / name
     truth.parent.mkdir(exist_ok=True)
     shutil.rmtree(truth, ignore_errors=True)  # of a run that was interrupted before the study was there
-    with whole_folder(truth) as folder:
+    with complete_folder(truth) as folder:
         record = {"axial_to_t1": movement.tolist(), "atrophy": population is ATROPHIC}
         (folder / "truth.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         save_nifti(brains["t1"].astype(np.uint8), t1_grid, folder / "brain_t1.nii.gz")
         save_nifti(brains["t2"].astype(np.uint8), axial_grid, folder / "brain_axial.nii.gz")
-    with whole_folder(request.folder) as folder:
+    with complete_folder(request.folder) as folder:
         for contrast, (grid, pose, parts) in scans.items():
             rng = subject_generator(*who, f"{contrast} raw")
             signal = resample(signals[contrast], master, grid, pose, parts)

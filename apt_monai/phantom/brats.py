@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from apt_monai.contrasts import BRATS
+from apt_monai.files import complete_folder
 from apt_monai.phantom.acquisition import acquire
 from apt_monai.phantom.grids import Grid, centred_affine, check_shape, check_spacing
 from apt_monai.phantom.head import make_head
 from apt_monai.phantom.sequences import SEQUENCES
-from apt_monai.phantom.studies import Request, save_nifti, save_scan, subject_generator, whole_folder
+from apt_monai.phantom.studies import Request, save_nifti, save_scan, subject_generator
 
 
 def brats_grid(spacing: float = 1.0, shape: Sequence[int] | None = None) -> Grid:
@@ -40,7 +41,7 @@ def brats_grid(spacing: float = 1.0, shape: Sequence[int] | None = None) -> Grid
 def write_brats_study(request: Request) -> None:
     """One case as BraTS 2021 names it."""
     grid, name = brats_grid(request.spacing, request.shape), request.folder.name
-    with whole_folder(request.folder) as folder:
+    with complete_folder(request.folder) as folder:
         head = make_head(grid, request.seed, request.subject)
         for contrast in BRATS.names:
             scan = acquire(head, SEQUENCES[contrast], subject_generator(request.seed, request.subject, contrast))

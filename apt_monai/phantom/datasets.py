@@ -20,7 +20,6 @@ Example::
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from types import MappingProxyType
 
 from tqdm import tqdm
 
+from apt_monai.files import write_text
 from apt_monai.phantom.adni import adni_axial_grid, adni_t1_grid, write_adni_raw_study, write_adni_study
 from apt_monai.phantom.brats import brats_grid, write_brats_study
 from apt_monai.phantom.grids import Grid
@@ -78,9 +78,7 @@ def _claim_folder(out: Path, marker: str, record: Mapping[str, object]) -> None:
         if not path.exists():
             if any(out.glob(marker)):
                 raise ValueError(f"{out} holds studies but no {RECORD_NAME}: they are no phantom; name another folder")
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            write_text(path, json.dumps(record, indent=2) + "\n")
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OSError(f"cannot write the phantom into {out}: {error}; name a folder that can be written") from error

@@ -1,12 +1,9 @@
-"""What the studies of every kind are written with: one at a time, whole or not at all."""
+"""What the studies of every kind are written with."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +16,6 @@ from apt_monai.phantom.grids import Grid, Volume
 
 def subject_generator(seed: int, subject: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng([seed, subject, zlib.crc32(purpose.encode())])
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that becomes the named one once it is complete, or leaves nothing."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-        yield partial
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def save_nifti(data: NDArray[np.generic], grid: Grid, path: Path) -> None:

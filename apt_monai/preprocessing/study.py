@@ -25,9 +25,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -51,9 +48,10 @@ from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
-from apt_monai.files import complete_file, write_text
+from apt_monai.files import complete_file, complete_folder, write_text
 from apt_monai.geometry import same_grid, set_space
 from apt_monai.io import read_volume
+from apt_monai.io.sidecar import is_synthetic_name, sidecar_path
 
 logger = logging.getLogger(__name__)
 
@@ -510,10 +508,8 @@ def preprocess_study(
         )
 
     folder = Path(out) / subject
-    partial = folder.with_name(f".{subject}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / DETAILS_FOLDER).mkdir(parents=True)
+    with complete_folder(folder) as incomplete:
+        (incomplete / DETAILS_FOLDER).mkdir()
         for name, scan in scans.items():
             if scan.is_on(shape, affine) and np.array_equal(matrices[name], np.eye(4)):
                 values = scan.volume
@@ -521,8 +517,8 @@ def preprocess_study(
                 values = resample(scan, shape, affine, matrices[name])
             # The readers take 0 for background: brain is kept just above it where a spline swings below
             inside = np.maximum(values, 1e-4 * float(values[brain].max()))
-            _save_nifti(np.where(brain, inside, 0).astype(np.float32), affine, partial / f"{subject}_{name}.nii.gz")
-        _save_nifti(brain.astype(np.uint8), affine, partial / DETAILS_FOLDER / BRAIN_MASK_NAME)
+            _save_nifti(np.where(brain, inside, 0).astype(np.float32), affine, incomplete / f"{subject}_{name}.nii.gz")
+        _save_nifti(brain.astype(np.uint8), affine, incomplete / DETAILS_FOLDER / BRAIN_MASK_NAME)
         record = {
             "subject": subject,
             "version": VERSION,
@@ -548,11 +544,7 @@ def preprocess_study(
             },
         }
         text = json.dumps(record, indent=2) + "\n"
-        (partial / DETAILS_FOLDER / TRANSFORMS_NAME).write_text(text, encoding="utf-8")
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        (incomplete / DETAILS_FOLDER / TRANSFORMS_NAME).write_text(text, encoding="utf-8")
     return folder
 
 
@@ -914,7 +906,7 @@ def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, 
         raise ValueError(f"{transforms}: the study has no scan {contrast!r}; valid are {', '.join(scans)}")
     if not target.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{target}: must end in .nii.gz or .nii")
-    if "synthetic" in source.name.lower() and "synthetic" not in target.name.lower():
+    if is_synthetic_name(source) and not is_synthetic_name(target):
         raise ValueError(f"{target}: the volume is synthesised, so its file's name must say SYNTHETIC")
     values = Scan(*read_volume(source))
     if not values.is_on(grid["shape"], np.array(grid["affine"])):
@@ -926,13 +918,9 @@ def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, 
     header: Any = nib.load(source).header  # of a synthesised volume, both of these say SYNTHETIC
     with complete_file(target) as partial:
         _save_nifti(moved, affine, partial, bytes(header["descrip"]), bytes(header["intent_name"]))
-    sidecar = _sidecar(source)
+    sidecar = sidecar_path(source)
     if sidecar.is_file():
         provenance = json.loads(sidecar.read_text(encoding="utf-8"))
         provenance["resampled_to"] = {"scan": contrast, "grid": scan["grid"], "from": source.name}
-        write_text(_sidecar(target), json.dumps(provenance, indent=2) + "\n")
+        write_text(sidecar_path(target), json.dumps(provenance, indent=2) + "\n")
     return target
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name) + ".json")

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from apt_monai.contrasts import ContrastSet
-from apt_monai.data.readers.listing import LeftOut, Study, acquired_files, foreign_files, note_unused
+from apt_monai.data.readers.listing import LeftOut, Study, acquired_files, note_unused, refuse_foreign_files
 from apt_monai.errors import StudyError
 from apt_monai.io.nifti import nifti_stem
 
@@ -62,7 +62,6 @@ def _read_session(subject: Path, folder: Path, contrasts: ContrastSet, left_out:
                 'say which one by a series mapping, such as {"*_run-1_T1w": "t1", ..., "*": null}'
             )
         study[name] = str(file)
-    for file in foreign_files(folder):
-        raise StudyError(f"{file}: is an image in a format that is not read; convert it to NIfTI or move it elsewhere")
+    refuse_foreign_files(folder)
     note_unused(folder, {*study.values(), *others}, left_out)
     return study

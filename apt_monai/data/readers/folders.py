@@ -11,9 +11,9 @@ from apt_monai.data.readers.listing import (
     LeftOut,
     Study,
     acquired_files,
-    foreign_files,
     has_images,
     note_unused,
+    refuse_foreign_files,
     walk,
 )
 from apt_monai.errors import StudyError
@@ -79,8 +79,7 @@ def _read_folder(folder: Path, contrasts: ContrastSet, left_out: LeftOut) -> Stu
         study[key] = str(file)
     if "mask" not in study and (mask := folder / DETAILS_FOLDER / "brainmask.nii.gz").is_file():
         study["mask"] = str(mask)
-    for file in foreign_files(folder):
-        raise StudyError(f"{file}: is an image in a format that is not read; convert it to NIfTI or move it elsewhere")
+    refuse_foreign_files(folder)
     if not any(name in study for name in contrasts.names):
         raise _no_contrast(folder, contrasts)
     _check_one_name(folder, study, contrasts)

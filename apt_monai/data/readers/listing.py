@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from apt_monai.errors import StudyError
 from apt_monai.io.dicom import dicom_files
 from apt_monai.io.nifti import nifti_stem
 from apt_monai.io.sidecar import is_synthetic_name
@@ -76,6 +77,12 @@ def acquired_files(folder: Path) -> list[Path]:
 def foreign_files(folder: Path) -> list[Path]:
     """The images of a folder that are in no format that is read."""
     return [f for f in visible(folder) if f.name.lower().endswith(FOREIGN_ENDINGS) and not f.is_dir()]
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """Raise ``StudyError`` for the first of them."""
+    for file in foreign_files(folder):
+        raise StudyError(f"{file}: is an image in a format that is not read; convert it to NIfTI or move it elsewhere")
 
 
 def has_images(folder: Path) -> bool:

@@ -111,8 +111,9 @@ def _find_series(subject: Path, mapping: Mapping, left_out: LeftOut) -> Iterator
         # in ADNI's archive the folder above that of the day is the series' description
         described = parts[days[0] - 1] if days and days[0] else None
         volumes, slices = acquired_files(folder), dicom_files(folder)
-        note_unused(folder, {str(file) for file in (*volumes, *slices, *foreign_files(folder))}, left_out)
-        for file in foreign_files(folder):
+        foreign = foreign_files(folder)
+        note_unused(folder, {str(file) for file in (*volumes, *slices, *foreign)}, left_out)
+        for file in foreign:
             names = ("/".join((*parts, file.stem)), *parts, file.stem, file.name)
             found = mapping.find(Series(str(file), names, file.name, parts, visit, None))
             if found is None or found[1]:
