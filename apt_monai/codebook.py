@@ -166,8 +166,7 @@ class PriorCodebook:
         Raises:
             CodebookError: not a codebook, or damaged, or of another version, dataset or encoder.
         """
-        if isinstance(contrasts, str):
-            contrasts = get_contrast_set(contrasts)
+        contrasts = get_contrast_set(contrasts)
         return cls._from_json(path, _read_json(path), contrasts, encoder_fingerprint)
 
     @classmethod
@@ -275,8 +274,7 @@ def build_codebook(
         >>> book.num_slices, book.lookup("pd", ["t1", "t2"]).source in ("t1", "t2")
         (2, True)
     """
-    if isinstance(contrasts, str):
-        contrasts = get_contrast_set(contrasts)
+    contrasts = get_contrast_set(contrasts)
     curves = dict(BEZIER_CURVES if curves is None else curves)
     transforms = [BezierIntensity(values) for values in curves.values()]
     unchanged = [tuple(values) == BEZIER_CURVES["unchanged"] for values in curves.values()]

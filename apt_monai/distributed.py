@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 Item = TypeVar("Item")
 
@@ -55,25 +57,16 @@ def start_ranks(device: str | torch.device, timeout_hours: float = 48.0) -> None
     idist.sync()  # ignite takes notice: a collective call, and here all ranks are at the same place
 
 
-def refuse_ranks(overlay: str) -> None:
-    """Raise if torchrun started several processes, and the config lacks what they need.
-
-    Args:
-        overlay: the config file that has it.
-
-    Raises:
-        ValueError: there are several processes.
+def shared(network: nn.Module) -> nn.Module:
+    """A network in training whose gradients are the means over all ranks; with one rank, the network itself.
 
     Example::
 
-        >>> refuse_ranks("multi_gpu_train.yaml")
+        >>> network = nn.Linear(1, 1)
+        >>> shared(network) is network
+        True
     """
-    processes = int(os.environ["WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
-    if processes > 1:
-        raise ValueError(
-            f"torchrun started {processes} processes, and each would train by itself: add {overlay}, as in "
-            f"--config_file \"['train.yaml','{overlay}']\""
-        )
+    return network if idist.get_world_size() == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
 
 
 def stop_ranks() -> None:

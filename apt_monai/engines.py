@@ -5,23 +5,26 @@ The trainers themselves are :class:`monai.engines.SupervisedTrainer`, put togeth
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
+import ignite.distributed as idist
 import torch
 from ignite.metrics import Metric
-from monai.data import MetaTensor
 from monai.engines import DiffusionPrepareBatch, Evaluator, PrepareBatch, SupervisedEvaluator
-from monai.networks.schedulers import DDPMScheduler
 from monai.transforms import Transform
-from tqdm import tqdm
 
-from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.data import patient
-from apt_monai.distributed import is_lead, own_rows
-from apt_monai.inferers import Synthesizer
+from apt_monai.data.splits import patient
+from apt_monai.distributed import gather, own_rows
+from apt_monai.methods import Method
 from apt_monai.metrics import psnr
+from apt_monai.networks import Conditions, Denoiser
 from apt_monai.networks.fusion import random_subsets
+from apt_monai.synthesis import Synthesizer
+
+logger = logging.getLogger(__name__)
 
 
 class _Seeded:
@@ -80,10 +83,11 @@ class FusionPrepareBatch(_Seeded, PrepareBatch):
 
 
 class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
-    """Batches for the conditional diffusion model's training (Eq. 2): noise, timesteps, and z as the context.
+    """Batches for a denoiser's training (Eq. 2): noise, timesteps, the target, and what is known of the slices.
 
     Args:
-        scheduler: the noise schedule; its ``prediction_type`` decides the target (ε in the paper).
+        denoiser: what is trained; it says what the target is (ε in the paper).
+        num_train_timesteps: T.
         fusion: the trained MIF module; it is used as it is, without gradients.
         context: ``"all"``: z of all contrasts (the paper); ``"subset"``: z of a random non-empty subset, as at
             inference, where z knows the acquired contrasts alone.
@@ -95,16 +99,20 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
     Example::
 
         >>> from apt_monai.networks import MutualInformationFusion
-        >>> prepare = ContextPrepareBatch(DDPMScheduler(1000, schedule="cosine"), MutualInformationFusion(16, 2))
+        >>> from apt_monai.networks import PublishedDenoiser
+        >>> from monai.networks.schedulers import DDPMScheduler
+        >>> denoiser = PublishedDenoiser(torch.nn.Identity(), DDPMScheduler(1000, schedule="cosine"))
+        >>> prepare = ContextPrepareBatch(denoiser, 1000, MutualInformationFusion(16, 2))
         >>> batch = {"image": torch.zeros(2, 4, 8, 8), "features": torch.rand(2, 4, 16)}
         >>> images, target, _, arguments = prepare(batch, "cpu")
-        >>> target.shape, arguments["timesteps"].shape, arguments["condition"].shape
-        (torch.Size([2, 4, 8, 8]), torch.Size([2]), torch.Size([2, 1, 512]))
+        >>> target.shape, arguments["timesteps"].shape, arguments["condition"].context.shape
+        (torch.Size([2, 4, 8, 8]), torch.Size([2]), torch.Size([2, 512]))
     """
 
     def __init__(
         self,
-        scheduler: DDPMScheduler,
+        denoiser: Denoiser,
+        num_train_timesteps: int,
         fusion: torch.nn.Module,
         context: Literal["all", "subset"] = "all",
         seed: int = 0,
@@ -112,8 +120,8 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
         if context not in ("all", "subset"):
             raise ValueError(f"context is {context!r}: valid are 'all' and 'subset'")
         _Seeded.__init__(self, seed)
-        DiffusionPrepareBatch.__init__(self, scheduler.num_train_timesteps)
-        self.scheduler = scheduler
+        DiffusionPrepareBatch.__init__(self, num_train_timesteps)
+        self.denoiser = denoiser
         self.fusion = fusion
         self.context = context
 
@@ -127,11 +135,7 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
         )
 
     def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        if self.scheduler.prediction_type == "epsilon":
-            return noise
-        if self.scheduler.prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(images, noise, timesteps)
-        return images
+        return self.denoiser.target(images, noise, timesteps + 1)  # MONAI counts steps from 0
 
     def __call__(
         self,
@@ -140,16 +144,17 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
-        """Returns ``(images (B, C, H, W), target (B, C, H, W), (), {noise, timesteps, condition (B, 1, D)})``."""
+        """Returns ``(images (B, C, H, W), target (B, C, H, W), (), {noise, timesteps, condition})``."""
         features = batchdata["features"].to(device, non_blocking=non_blocking)  # (B, C, D)
         b, c, _ = features.shape
         available = torch.ones(b, c, dtype=torch.bool)
         if self.context == "subset":
             available = own_rows(b, lambda n: random_subsets(n, c, self.generator))
+        available = available.to(device)
         with torch.no_grad():
-            z = self.fusion.eval()(features, available.to(device))  # (B, D)
+            z = self.fusion.eval()(features, available)  # (B, D)
         images, target, args, arguments = super().__call__(batchdata, device, non_blocking)
-        return images, target, args, {**arguments, "condition": z[:, None, :]}
+        return images, target, args, {**arguments, "condition": Conditions(images, available, context=z)}
 
 
 def to_device(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
@@ -172,8 +177,9 @@ class SynthesisEvaluator(SupervisedEvaluator):
     Args:
         device: where to run.
         val_data_loader: batches of slice samples with features.
-        synthesizer: the method; its network is usually the moving average of the one in training.
-        contrasts: the contrast set.
+        method: the method.
+        network: what of it MONAI's federated client puts the global weights into: usually the moving average of the
+            denoiser in training.
         key_val_metric: as in MONAI's evaluators.
         val_handlers: as in MONAI's evaluators.
     """
@@ -182,29 +188,28 @@ class SynthesisEvaluator(SupervisedEvaluator):
         self,
         device: str | torch.device,
         val_data_loader: Iterable,
-        synthesizer: Synthesizer,
-        contrasts: str | ContrastSet,
+        method: Method,
+        network: torch.nn.Module,
         key_val_metric: dict[str, Metric] | None = None,
         val_handlers: Sequence | None = None,
     ) -> None:
         super().__init__(
             device=torch.device(device),
             val_data_loader=val_data_loader,
-            network=synthesizer.network,  # MONAI's federated client puts the global weights into it
+            network=network,
             key_val_metric=key_val_metric,
             val_handlers=val_handlers,
             decollate=False,
         )
-        self.synthesizer = synthesizer
-        self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+        self.method = method
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         batch = to_device(batchdata, self.state.device)
         output: dict[str, torch.Tensor] = {"image": batch["image"]}
-        for target, name in enumerate(self.contrasts.names):
+        for target in range(len(self.method.contrasts)):
             available = torch.ones(batch["image"].shape[:2], dtype=torch.bool, device=self.state.device)
-            available[:, self.contrasts.index(name)] = False
-            result = self.synthesizer(batch, available)
+            available[:, target] = False
+            result = self.method(batch, available)
             for key, source in (("synthesised", "image"), ("prior", "prior")):
                 if source in result:
                     output.setdefault(key, torch.empty_like(batch["image"]))[:, target] = result[source][:, target]
@@ -226,23 +231,17 @@ def mean_psnr(output: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 class StudyEvaluator(Evaluator):
-    """Inference on whole studies: synthesises the absent contrasts of every slice, in batches of slices.
+    """Inference on whole studies: synthesises the absent contrasts of every slice and hands the study on.
 
-    ``engine.state.output`` is the loaded study with ``"synthesised"`` ``(C, X, Y, Z)`` in [-1, 1], where the channels
-    of the acquired contrasts are those that were acquired, and ``"prior_sources"`` (absent contrast to the acquired
-    contrast that its prior came from); ``postprocessing`` gets it and writes it. Slices without brain stay background.
+    ``engine.state.output`` is the loaded study with ``"synthesised"`` (see
+    :meth:`apt_monai.synthesis.Synthesizer.volumes`); ``postprocessing`` gets it and writes it.
 
     Args:
         device: where to run.
         val_data_loader: yields one loaded study at a time.
-        synthesizer: the method; it needs an encoder and a codebook.
-        contrasts: the contrast set.
-        slice_batch_size: how many slices go through the network together.
-        postprocessing: a transform of the study, such as :class:`apt_monai.data.SaveSyntheticStudyd`.
+        synthesizer: what synthesises.
+        postprocessing: a transform of the study, such as :class:`apt_monai.data.writers.SaveSyntheticStudyd`.
         val_handlers: as in MONAI's evaluators.
-
-    Raises:
-        ValueError: ``slice_batch_size`` is below 1.
     """
 
     def __init__(
@@ -250,50 +249,34 @@ class StudyEvaluator(Evaluator):
         device: str | torch.device,
         val_data_loader: Iterable,
         synthesizer: Synthesizer,
-        contrasts: str | ContrastSet,
-        slice_batch_size: int = 8,
         postprocessing: Transform | Callable | None = None,
         val_handlers: Sequence | None = None,
     ) -> None:
-        if slice_batch_size < 1:
-            raise ValueError(f"slice_batch_size is {slice_batch_size}: valid is 1 or more")
         super().__init__(device=device, val_data_loader=val_data_loader, val_handlers=val_handlers, decollate=False)
         self.synthesizer = synthesizer
-        self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
-        self.slice_batch_size = slice_batch_size
         self.study_postprocessing = postprocessing
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
-        study = dict(batchdata)
-        output = {**study, **self.synthesize(study)}
+        output = {**batchdata, "synthesised": self.synthesizer.volumes(batchdata)}
         return self.study_postprocessing(output) if self.study_postprocessing else output
 
-    def synthesize(self, study: Mapping[str, Any]) -> dict[str, Any]:
-        """``"synthesised"`` and ``"prior_sources"`` of one loaded study (see the class)."""
-        image, region, available = (_plain(study[key]) for key in ("image", "region", "available"))
-        acquired = [name for name, has in zip(self.contrasts.names, available.tolist(), strict=True) if has]
-        missing = [name for name in self.contrasts.names if name not in acquired]
-        with_brain = torch.nonzero((region > 0).any(dim=0).any(dim=0).any(dim=0)).flatten()  # slice indices
-        chunks = with_brain.split(self.slice_batch_size)
-        synthesised = torch.where(available[:, None, None, None], image, torch.full_like(image, -1.0))
-        passes = len(chunks) * self.synthesizer.inferer.network_passes()
-        what = f"{study['subject']}: {', '.join(missing)}"
-        with tqdm(total=passes, desc=what, unit="pass", disable=not is_lead()) as bar:
-            for indices in chunks:
-                batch = {
-                    "image": image[..., indices].permute(3, 0, 1, 2).to(self.state.device),  # (b, C, X, Y)
-                    "region": region[..., indices].permute(3, 0, 1, 2).to(self.state.device),
-                    "subject": [study["subject"]] * len(indices),
-                    "slice": indices.tolist(),
-                }
-                mask = available.expand(len(indices), -1).to(self.state.device)
-                result = self.synthesizer(batch, mask, progress=bar.update)["image"]
-                synthesised[..., indices] = result.permute(1, 2, 3, 0).cpu()
-        sources = {}
-        if self.synthesizer.codebook is not None:
-            sources = {target: self.synthesizer.codebook.lookup(target, acquired).source for target in missing}
-        return {"synthesised": synthesised, "prior_sources": sources}
 
+def run_unless_finished(name: str, artefact: str | Path, run: Callable[[], Any]) -> None:
+    """Run a step of the training, unless the file that it ends with is there.
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+    Args:
+        name: what the log calls the step.
+        artefact: the file that the step writes last.
+        run: the step. With several ranks each runs it, and goes on when all have.
+
+    Example::
+
+        >>> run_unless_finished("codebook", "codebook.json", lambda: Path("codebook.json").touch())
+        >>> run_unless_finished("codebook", "codebook.json", lambda: print("again"))  # does not run
+    """
+    if gather(Path(artefact).exists())[0]:  # what the lead sees decides for all
+        logger.info("%s is finished (%s exists; delete it to run again)", name, artefact)
+        return
+    logger.info("%s: starting (it will write %s)", name, artefact)
+    run()
+    idist.barrier()

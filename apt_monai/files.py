@@ -6,7 +6,6 @@ import glob
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -134,24 +133,3 @@ def check_writable(folder: str | Path) -> None:
             f"cannot write to the folder {folder} ({error.strerror or error}); "
             "free some space, make it writable or choose another one",
         ) from error
-
-
-def user_folder() -> Path:
-    """Where this user's work folders, caches, phantoms and trained models are kept, when no other place is named.
-
-    ``$APT_MONAI_HOME`` if it is set; else ``apt_monai`` in ``$XDG_CACHE_HOME``, in ``~/Library/Caches`` (macOS), or in
-    ``~/.cache``. Nothing is made: what writes there does that.
-
-    Returns:
-        An absolute path.
-
-    Example::
-
-        >>> user_folder().is_absolute()
-        True
-    """
-    if home := os.environ.get("APT_MONAI_HOME"):
-        return Path(home).expanduser().absolute()
-    caches = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or caches).expanduser()
-    return (base if base.is_absolute() else caches) / "apt_monai"  # XDG: a relative path is to be ignored

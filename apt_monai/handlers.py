@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from apt_monai.distributed import gather, is_lead
 from apt_monai.files import complete_file
-from apt_monai.models import save_weights
+from apt_monai.weights import save_weights
 
 logger = logging.getLogger(__name__)
 

@@ -18,6 +18,17 @@ logger = logging.getLogger(__name__)
 PRECISIONS = ("float32", "bfloat16")
 
 
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """A device by name; None is the GPU if there is one, else the CPU.
+
+    Example::
+
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def native_precision(device: str | torch.device) -> str:
     """The fastest precision that a device computes natively, ``"bfloat16"`` or ``"float32"``.
 

@@ -1,7 +1,7 @@
 """Two-stage inference (section 3.4): from acquired contrasts and a prior to the missing contrasts.
 
-:class:`TwoStageInferer` is the sampler. It knows nothing of codebooks or encoders: it takes the prior and the context
-as arguments. :class:`Synthesizer` brings the parts of the method together for one batch of slices.
+:class:`TwoStageInferer` is the sampler alone: start, steps, guidance, unrolling. It takes a denoiser
+(:mod:`apt_monai.networks.denoisers`) and knows no network, no prediction type, no codebook.
 
 Steps are counted as the paper counts them: step t of T is noise level t, step 0 is the clean image. MONAI's schedulers
 count from 0, so that step t is their timestep t - 1.
@@ -10,18 +10,17 @@ count from 0, so that step t is their timestep t - 1.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import DDPMScheduler, NoiseSchedules
 from monai.networks.schedulers.ddpm import DDPMPredictionType
-from monai.utils import unsqueeze_right
 
-from apt_monai.codebook import PriorCodebook
-from apt_monai.hardware import PRECISIONS, autocast
+from apt_monai.networks.denoisers import Conditions, Denoiser
 
 NextStep = Literal["forward", "ddim", "ddpm"]
 
@@ -99,25 +98,22 @@ class TwoStageInferer(DiffusionInferer):
     result to a step near zero N times and averages the predictions. Each prediction is guided by the acquired
     contrasts (Eq. 4), which are then set to what was acquired.
 
-    Calling the inferer is MONAI's training forward pass: :class:`monai.inferers.DiffusionInferer`, in the
-    inferer's precision.
+    Calling the inferer is MONAI's training forward pass, with a denoiser in the place of a network.
 
     Args:
-        scheduler: the noise schedule over T training steps, and what the network predicts (``prediction_type``).
+        scheduler: the noise schedule over T training steps.
         start_step: M, 1 to T.
         sampling_steps: S, 1 to M.
         unroll_step: the step of stage 2, 1 to M; without stage 2 it does not matter.
         unroll_iterations: N; 0 leaves stage 2 out.
         unroll_weight: w of Eq. 5, in [0, 1].
-        guidance_scale: α of Eq. 4; the gradient goes through the network to x_t. 0 leaves the guidance, and the
+        guidance_scale: α of Eq. 4; its gradient goes through the network to x_t. 0 leaves the guidance, and the
             backward pass, out: what remains is that the acquired channels are set to y, at about a third of the cost.
-            (A gradient with respect to x̂0 itself would be just that: it is zero in the missing channels.)
+            (A gradient on x̂0 itself would be the same: it is zero in the missing channels.)
         squared: take Eq. 4's norm squared, as printed. Its gradient grows with the residual and with the number of
             pixels, and at α = 20 it diverges; the default is the norm itself, as in the authors' code.
         next_step: how x̂0 becomes the next x_t: ``"forward"``: fresh forward noise (the authors' code);
             ``"ddim"``: the noise that x_t implies; ``"ddpm"``: a draw from the posterior q(x_next | x_t, x̂0).
-        precision: what the network computes in, ``"float32"`` or ``"bfloat16"``; see :mod:`apt_monai.hardware`. It is
-            no part of what a result is known by.
 
     Raises:
         ValueError: a value outside its range; the message names it.
@@ -125,15 +121,17 @@ class TwoStageInferer(DiffusionInferer):
     Example::
 
         >>> scheduler = DDPMScheduler(1000, schedule="cosine")
-        >>> TwoStageInferer(scheduler).network_passes()
+        >>> TwoStageInferer(scheduler).passes
         71
+        >>> from apt_monai.networks.denoisers import PublishedDenoiser
         >>> class Network(torch.nn.Module):
         ...     def forward(self, x, timesteps, context):
         ...         return 0.1 * x
+        >>> denoiser = PublishedDenoiser(Network(), scheduler)
         >>> inferer = TwoStageInferer(scheduler, sampling_steps=4, unroll_iterations=2)
-        >>> acquired, available = torch.zeros(1, 2, 8, 8), torch.tensor([[True, False]])
-        >>> result = inferer.synthesize(acquired, available, Network(), torch.ones(1, 16), seeds=[0])
-        >>> result.shape, bool((result[:, 0] == acquired[:, 0]).all())
+        >>> y = Conditions(torch.zeros(1, 2, 8, 8), torch.tensor([[True, False]]), context=torch.ones(1, 16))
+        >>> result = inferer.synthesize(denoiser, y, seeds=[0])
+        >>> result.shape, bool((result[:, 0] == y.acquired[:, 0]).all())
         (torch.Size([1, 2, 8, 8]), True)
     """
 
@@ -148,7 +146,6 @@ class TwoStageInferer(DiffusionInferer):
         guidance_scale: float = 20.0,
         squared: bool = False,
         next_step: NextStep = "forward",
-        precision: str = "float32",
     ) -> None:
         super().__init__(scheduler)
         total = scheduler.num_train_timesteps
@@ -159,8 +156,7 @@ class TwoStageInferer(DiffusionInferer):
             _check("unroll_step", unroll_step, 1, start_step, "start_step (M)")
         _check("unroll_weight (w)", unroll_weight, 0, 1)
         _check("guidance_scale (α)", guidance_scale, 0)
-        _check_choice("precision", precision, PRECISIONS)
-        _check_choice("next_step", next_step, ("forward", "ddim", "ddpm"))
+        _check_choice("next_step", next_step, get_args(NextStep))
         self.start_step = start_step
         self.sampling_steps = sampling_steps
         self.unroll_step = unroll_step
@@ -169,44 +165,52 @@ class TwoStageInferer(DiffusionInferer):
         self.guidance_scale = guidance_scale
         self.squared = squared
         self.next_step = next_step
-        self._precision = precision
 
-    def __call__(self, inputs: torch.Tensor, diffusion_model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """MONAI's training forward pass (Eq. 2's ε_θ, or what ``prediction_type`` says), in the inferer's precision."""
-        with autocast(inputs.device, self._precision):
-            prediction = super().__call__(inputs, diffusion_model, *args, **kwargs)
-        return prediction.float()
+    def __call__(  # type: ignore[override]
+        self,
+        inputs: torch.Tensor,
+        diffusion_model: Denoiser,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        condition: Conditions,
+    ) -> torch.Tensor:
+        """MONAI's training forward pass: what the denoiser's loss is taken on.
+
+        Args:
+            inputs: x_0, ``(B, C, H, W)``.
+            diffusion_model: the denoiser.
+            noise: ε, ``(B, C, H, W)``.
+            timesteps: ``(B,)``, MONAI's: 0 to T - 1.
+            condition: the :class:`~apt_monai.networks.denoisers.Conditions`.
+        """
+        return diffusion_model(self.scheduler.add_noise(inputs, noise, timesteps), timesteps + 1, condition).output
 
     def synthesize(
         self,
-        acquired: torch.Tensor,
-        available: torch.Tensor,
-        network: torch.nn.Module,
-        context: torch.Tensor,
+        denoiser: Denoiser,
+        conditions: Conditions,
         seeds: Sequence[int],
-        prior: torch.Tensor | None = None,
         progress: Callable[[int], Any] | None = None,
     ) -> torch.Tensor:
         """Synthesise the missing contrasts of a batch of slices.
 
         Args:
-            acquired: y, ``(B, C, H, W)`` in [-1, 1]; what the missing channels hold does not matter.
-            available: the mask m, ``(B, C)`` bool, True = acquired; it may differ from slice to slice.
-            network: ε_θ, called as ``network(x=…, timesteps=…, context=…)``.
-            context: z, ``(B, D)``.
+            denoiser: what predicts x̂0.
+            conditions: what is known of the B slices; ``available`` may differ from slice to slice. Without a prior,
+                the missing channels start as pure noise.
             seeds: B, one seed a slice (:func:`slice_seed`).
-            prior: ``(B, C, H, W)`` in [-1, 1], used in the missing channels. None: they start as pure noise.
             progress: called with 1 after each network pass.
 
         Returns:
-            ``(B, C, H, W)`` in [-1, 1]: the acquired channels are ``acquired``, bit for bit.
+            ``(B, C, H, W)`` in [-1, 1]: the acquired channels are those of ``conditions``, bit for bit.
 
         Raises:
             ValueError: not one seed a slice.
         """
+        acquired, prior = conditions.acquired, conditions.prior
         if len(seeds) != len(acquired):
             raise ValueError(f"there are {len(seeds)} seeds for {len(acquired)} slices: each slice needs its own")
-        known = available[:, :, None, None]  # (B, C, 1, 1)
+        known = conditions.available[:, :, None, None]  # (B, C, 1, 1)
         y = torch.where(known, acquired, torch.zeros_like(acquired))
         generators = [torch.Generator(acquired.device).manual_seed(s) for s in seeds]
 
@@ -216,12 +220,12 @@ class TwoStageInferer(DiffusionInferer):
             )
 
         def predict(x_t: torch.Tensor, t: int) -> torch.Tensor:
-            x0 = self._predict_clean(x_t, t, y, known, network, context)
+            x0 = self._predict_clean(x_t, t, y, known, denoiser, conditions)
             if progress is not None:
                 progress(1)
             return x0
 
-        with _frozen(network), torch.no_grad():
+        with _frozen(denoiser), torch.no_grad():
             # Stage 1: prior-informed transformation
             start = y if prior is None else torch.where(known, acquired, prior)
             noise = draw()
@@ -241,7 +245,14 @@ class TwoStageInferer(DiffusionInferer):
                     x0 = self._denoise(self._forward(x0, draw(), remaining[0][0]), remaining, predict, draw)
         return torch.where(known, acquired, x0.clamp(-1, 1))
 
-    def network_passes(self) -> int:
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The sampler's arguments beside the scheduler, as JSON can hold them: all that its results depend on."""
+        names = [name for name in inspect.signature(TwoStageInferer).parameters if name != "scheduler"]
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def passes(self) -> int:
         """How often :meth:`synthesize` calls the network: 71 with the paper's settings."""
         stage_2 = [p for p in step_pairs(self.start_step, self.sampling_steps) if p[0] < self.unroll_step]
         return self.sampling_steps + (self.unroll_iterations + len(stage_2) if self.unroll_iterations else 0)
@@ -292,17 +303,15 @@ class TwoStageInferer(DiffusionInferer):
         t: int,
         y: torch.Tensor,
         known: torch.Tensor,
-        network: torch.nn.Module,
-        context: torch.Tensor,
+        denoiser: Denoiser,
+        conditions: Conditions,
     ) -> torch.Tensor:
         """x̂0 from x_t: predicted, clipped, guided (Eq. 4), and the acquired channels set to y."""
         guided = self.guidance_scale > 0
         with torch.set_grad_enabled(guided):
             x_t = x_t.detach().requires_grad_(guided)
-            timesteps = torch.full((len(x_t),), t - 1, device=x_t.device)
-            with autocast(x_t.device, self._precision):
-                output = network(x=x_t, timesteps=timesteps, context=context[:, None, :])
-            x0 = self._to_clean(output.float(), x_t, t).clamp(-1, 1)
+            steps = torch.full((len(x_t),), t, device=x_t.device)
+            x0 = denoiser(x_t, steps, conditions).clean.clamp(-1, 1)
             if guided:
                 # Eq. 4: x̂0 <- x̂0 - α ∇_{x_t} ‖A(x̂0) - y‖, one norm a slice
                 residual = (torch.where(known, x0, torch.zeros_like(x0)) - y).flatten(1).norm(dim=1)
@@ -310,103 +319,6 @@ class TwoStageInferer(DiffusionInferer):
                 (gradient,) = torch.autograd.grad(loss.sum(), x_t)
                 x0 = x0.detach() - self.guidance_scale * gradient
         return torch.where(known, y, x0)
-
-    def _to_clean(self, output: torch.Tensor, x_t: torch.Tensor, t: int) -> torch.Tensor:
-        """x̂0 from what the network predicts."""
-        a = unsqueeze_right(self._alpha_bar(t).to(x_t), x_t.ndim)
-        if self.scheduler.prediction_type == "epsilon":
-            return (x_t - (1 - a).sqrt() * output) / a.sqrt()
-        if self.scheduler.prediction_type == "v_prediction":
-            return a.sqrt() * x_t - (1 - a).sqrt() * output
-        return output
-
-
-class Synthesizer:
-    """The whole method on one batch of slices: encode, fuse, look up the prior, sample.
-
-    The vision encoder runs once a slice, on the acquired contrasts alone, or not at all where the batch already holds
-    cached ``"features"``.
-
-    Args:
-        network: the trained U-Net ε_θ.
-        fusion: the trained MIF module.
-        inferer: the sampler.
-        codebook: where priors come from; None starts the missing channels as pure noise (the paper's "U").
-        encoder: the vision encoder; not needed where batches hold ``"features"``.
-        seed: the run's seed; a slice's noise is drawn from (seed, subject, slice).
-
-    Example::
-
-        >>> from apt_monai.networks import MutualInformationFusion
-        >>> class Network(torch.nn.Module):
-        ...     def forward(self, x, timesteps, context):
-        ...         return 0.1 * x
-        >>> inferer = TwoStageInferer(DDPMScheduler(1000, schedule="cosine"), sampling_steps=2, unroll_iterations=1)
-        >>> synthesizer = Synthesizer(Network(), MutualInformationFusion(16, 2, out_dim=8), inferer)
-        >>> batch = {"image": torch.zeros(1, 4, 8, 8), "region": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
-        ...          "features": torch.rand(1, 4, 16), "subject": ["BraTS2021_00000"], "slice": [70]}
-        >>> synthesizer(batch, torch.tensor([[True, True, True, False]]))["image"].shape
-        torch.Size([1, 4, 8, 8])
-    """
-
-    def __init__(
-        self,
-        network: torch.nn.Module,
-        fusion: torch.nn.Module,
-        inferer: TwoStageInferer,
-        codebook: PriorCodebook | None = None,
-        encoder: torch.nn.Module | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.network = network
-        self.fusion = fusion.eval()
-        self.inferer = inferer
-        self.codebook = codebook
-        self.encoder = encoder
-        self.seed = seed
-
-    @torch.no_grad()
-    def __call__(
-        self, batch: dict[str, Any], available: torch.Tensor, progress: Callable[[int], Any] | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Synthesise what ``available`` says is missing.
-
-        Args:
-            batch: slice samples, collated: ``"image"`` ``(B, C, H, W)`` in [-1, 1], ``"region"`` ``(B, 1, H, W)``,
-                ``"subject"`` and ``"slice"`` (B of each), and, if cached, ``"features"`` ``(B, C, D)``.
-            available: ``(B, C)`` bool; only these channels of the image (or features) are looked at.
-            progress: called with 1 after each network pass.
-
-        Returns:
-            ``"image"``: ``(B, C, H, W)`` in [-1, 1], the acquired channels bit for bit, the missing ones synthesised
-            and -1 outside the brain; ``"prior"``: the same with the priors in the missing channels (absent without a
-            codebook).
-
-        Raises:
-            ValueError: a slice has no acquired contrast; or there is neither a cached feature nor an encoder.
-        """
-        image, brain = batch["image"], batch["region"] > 0
-        if not available.any(dim=1).all():
-            raise ValueError("a slice has no acquired contrast: at least one is needed to synthesise the others")
-        known = available[:, :, None, None]  # (B, C, 1, 1)
-        acquired = torch.where(known, image, torch.full_like(image, -1.0))
-        if "features" in batch:
-            features = batch["features"]
-        elif self.encoder is not None:
-            encoded = self.encoder(acquired[available][:, None])[:, 0]  # (acquired contrasts of the batch, D)
-            features = encoded.new_zeros(*available.shape, encoded.shape[-1])  # (B, C, D)
-            features[available] = encoded
-        else:
-            raise ValueError("the batch has no 'features' and the synthesizer no encoder: give one of the two")
-        z = self.fusion(features, available)  # (B, D)
-        result = {}
-        prior = None
-        if self.codebook is not None:
-            prior = result["prior"] = self.codebook.prior(acquired, available, brain)
-        seeds = [slice_seed(self.seed, s, int(i)) for s, i in zip(batch["subject"], batch["slice"], strict=True)]
-        synthesised = self.inferer.synthesize(acquired, available, self.network, z, seeds, prior, progress)
-        result["image"] = torch.where(known | brain, synthesised, torch.full_like(synthesised, -1.0))
-        return result
 
 
 def _check(name: str, value: float, low: float, high: float | None = None, high_name: str = "") -> None:

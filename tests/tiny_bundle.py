@@ -20,9 +20,10 @@ from monai.networks.nets import DiffusionModelUNet
 
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, ContrastSet
-from apt_monai.models import load_model_settings, save_model_settings, save_weights
+from apt_monai.models import load_model_settings, save_model_settings
 from apt_monai.networks import MutualInformationFusion, VisionEncoder
 from apt_monai.transforms.bezier import BEZIER_CURVES
+from apt_monai.weights import save_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 BRATS_BUNDLE, ADNI_BUNDLE = "apt_brats", "apt_adni"
@@ -57,7 +58,7 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
     common: dict[str, Any] = {
         "device": "cpu",
         "phantom_spacing": 10,
-        **{f"sampling#{key}": value for key, value in SAMPLING.items()},
+        "sampling": SAMPLING,
     }
     if config == "train":
         return common | {
@@ -133,12 +134,15 @@ def write_untrained_model(folder: Path, bundle: str = BRATS_BUNDLE) -> Path:
     channels = {"in_channels": len(contrasts), "out_channels": len(contrasts)}
     network = {"spatial_dims": 2, "with_conditioning": True} | channels | NETWORK
     settings = {
-        "contrasts": contrasts.name,
+        "method": "apt",
+        "trained_on": "nothing",
+        "contrasts": contrasts.to_dict(),
         "image_size": 16,
         "encoder_source": source,
         "fusion": {"embed_dim": 512, "num_heads": 8, "mlp_ratio": 1, "out_dim": 8},
         "network": network | {"cross_attention_dim": 8},
         "scheduler": {"num_train_timesteps": 1000, "schedule": "cosine", "prediction_type": "epsilon"},
+        "sampling": SAMPLING,
     }
     save_model_settings(folder, settings)
     settings = load_model_settings(folder)

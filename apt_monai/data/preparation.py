@@ -10,7 +10,7 @@ from typing import Any
 import ignite.distributed as idist
 from torch import nn
 
-from apt_monai.contrasts import get_contrast_set
+from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data.readers import read_studies
 from apt_monai.data.slice_cache import SliceCache, encode_slices
 from apt_monai.data.splits import load_split, save_split, split_subjects
@@ -24,7 +24,7 @@ Study = dict[str, str]
 
 def find_studies(
     dataset_dir: str | Path | None,
-    contrasts: str,
+    contrasts: ContrastSet | str,
     phantom_dir: str | Path,
     phantom_subjects: int,
     phantom_spacing: float,
@@ -36,7 +36,7 @@ def find_studies(
 
     Args:
         dataset_dir: the folder of study folders, or None for the phantom.
-        contrasts: the dataset's name, ``"brats"`` or ``"adni"``.
+        contrasts: the contrast set, or its name.
         phantom_dir: where phantoms are kept; each kind has a folder of its own in it.
         phantom_subjects, phantom_spacing, phantom_seed: see :func:`apt_monai.phantom.datasets.write_phantom_dataset`.
         series: which series is which contrast, for DICOM and other layouts; see :func:`apt_monai.data.read_studies`.
@@ -44,18 +44,20 @@ def find_studies(
             phantom study is given without one contrast, a different one from study to study.
 
     Raises:
-        StudyError: see :func:`apt_monai.data.read_studies`.
+        StudyError: see :func:`apt_monai.data.readers.read_studies`.
+        ValueError: without a folder, contrasts that there is no phantom of.
     """
     if dataset_dir is not None:
         return read_studies(dataset_dir, contrasts, require_all=require_all, series=series)
-    folder = Path(phantom_dir) / f"{contrasts}-{phantom_spacing:g}mm-seed{phantom_seed}"
+    contrasts = get_contrast_set(contrasts)
+    folder = Path(phantom_dir) / f"{contrasts.name}-{phantom_spacing:g}mm-seed{phantom_seed}"
     logger.warning("no dataset_dir given: using a DIGITAL PHANTOM, not patients, in %s", folder)
     with lead_first():
-        made = write_phantom_dataset(folder, contrasts, phantom_subjects, phantom_seed, phantom_spacing)
+        made = write_phantom_dataset(folder, contrasts.name, phantom_subjects, phantom_seed, phantom_spacing)
     names = {path.name for path in made}
     studies = [study for study in read_studies(folder, contrasts, require_all=True) if study["subject"] in names]
     if not require_all:
-        order = get_contrast_set(contrasts).names
+        order = contrasts.names
         for i, study in enumerate(studies):
             left_out = order[i % len(order)]
             logger.warning("phantom study %s: %s is left out, to be synthesised", study["subject"], left_out)
@@ -90,6 +92,17 @@ def find_split(
 def select_studies(studies: Sequence[Study], subjects: Sequence[str]) -> list[Study]:
     """The studies of some subjects, in the studies' order."""
     return [study for study in studies if study["subject"] in subjects]
+
+
+def studies_of_split(studies: Sequence[Study], split_file: str | Path | None, part: str) -> list[Study]:
+    """The studies of a part of a split, such as ``"test"``; without a split file, all.
+
+    Raises:
+        ValueError: the file is missing, damaged, or of other subjects.
+    """
+    if split_file is None:
+        return list(studies)
+    return select_studies(studies, load_split(split_file, [study["subject"] for study in studies])[part])
 
 
 def prepare_slices(studies: Sequence[Mapping[str, str]], cache: SliceCache, encoder: nn.Module) -> SliceCache:

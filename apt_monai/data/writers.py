@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from monai.transforms import Transform
 
-from apt_monai.contrasts import ContrastSet, get_contrast_set
+from apt_monai.contrasts import ContrastSet
 from apt_monai.errors import StudyError
 from apt_monai.files import check_writable, complete_file, write_text
 from apt_monai.geometry import set_space
-from apt_monai.io.nifti import load_nifti
 from apt_monai.io.sidecar import NOTICE, SYNTHETIC, mark_synthetic, sidecar_path
 from apt_monai.io.source import source_sha256
 from apt_monai.transforms import ScaleIntensityInBrain, StudyPreprocessing
@@ -28,8 +27,7 @@ DTYPES = ("float32", "int16")
 
 # The sidecar's own fields; every other one is provenance.
 _SIDECAR_FIELDS = (
-    "synthetic", "notice", "subject", "contrast", "label", "sources", "prior_source", "intensity_scale", "dtype",
-    "computed_on",
+    "synthetic", "notice", "subject", "contrast", "label", "sources", "intensity_scale", "dtype", "computed_on",
 )  # fmt: skip
 # What places a voxel in space, in NIfTI-1 and NIfTI-2 alike.
 _GEOMETRY_FIELDS = (
@@ -58,22 +56,20 @@ def synthetic_path(output_dir: str | Path, subject: str, contrast: str) -> Path:
 class SaveSyntheticStudyd(Transform):
     """Write the contrasts that a study lacked as NIfTI files on the acquired grid.
 
-    Takes a loaded study (as :class:`StudyPreprocessing` returns it) with two more keys:
-
-    - ``"synthesised"``: ``(C, size, size, Z)`` in [-1, 1] on the slices' grid; only the absent contrasts are used;
-    - ``"prior_sources"``: for each absent contrast, the acquired one that its prior came from.
+    Takes a loaded study (as :class:`StudyPreprocessing` returns it) with ``"synthesised"``: ``(C, size, size, Z)`` in
+    [-1, 1] on the slices' grid; only the absent contrasts are used.
 
     For each absent contrast, writes ``<output_dir>/<subject>/<subject>_<contrast>_SYNTHETIC.nii.gz``: the shape,
-    affine, sform, qform and units of the prior source's file (of a DICOM series the affine, in mm and as a scanner's
-    space; the shape is columns, rows, slices), and a header whose description begins with
+    affine, sform, qform and units of the file whose intensity scale it takes (of a DICOM series the affine, in mm and as
+    a scanner's space; the shape is columns, rows, slices), and a header whose description begins with
     ``SYNTHETIC apt_monai``. Beside it, with the same name and ``.json``, the sidecar: where the volume comes from
     (each source's path and SHA-256, the provenance).
 
     Intensities: a contrast that was not acquired has no scale of its own, and MR intensities are arbitrary. It takes
-    that of its prior source: -1 and 1 become the raw intensities that had become -1 and 1 there, linearly between, so
-    that it spans the robust range of its source. Only the look within the volume means something. Outside the brain it
-    is exactly 0. With ``dtype="int16"`` the largest intensity is stored as 32767 (``scl_slope``, no ``scl_inter``), and
-    a read voxel is at most ``max |intensity| / 65534`` off.
+    that of the acquired contrast that :meth:`ContrastSet.intensity_source` names: -1 and 1 become the raw intensities
+    that had become -1 and 1 there, linearly between, so that it spans the robust range of that contrast. Only the look
+    within the volume means something. Outside the brain it is exactly 0. With ``dtype="int16"`` the largest intensity is
+    stored as 32767 (``scl_slope``, no ``scl_inter``), and a read voxel is at most ``max |intensity| / 65534`` off.
 
     The same input gives the same bytes. A file is complete or not there, and the sidecar is written last: a volume
     without one is not finished.
@@ -81,19 +77,19 @@ class SaveSyntheticStudyd(Transform):
     Args:
         output_dir: the folder to write to; it is made where it does not exist.
         preprocessing: what the study was loaded with; it knows the way back to the acquired grid.
-        contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
-        provenance: what else the volumes depend on, as JSON can hold it (versions, hashes of weights and codebook,
-            the encoder's fingerprint, seed, settings); it becomes part of each sidecar.
+        provenance: what else the volumes depend on, as JSON can hold it (versions, hashes of weights, seed, settings);
+            it becomes part of each sidecar.
         dtype: how voxels are stored, ``"float32"`` or ``"int16"``.
         computed_on: device and precision, for people to read in each sidecar; no part of what a volume is known by, so
             that a cohort may go on on another machine.
+        targets: the absent contrasts to write; None: each of them.
 
     Returns (when called):
-        The study with ``"written"``: the paths of the NIfTI files, one an absent contrast, in contrast order.
+        The study with ``"written"``: the path of each NIfTI file by contrast, in contrast order.
 
     Raises:
         ValueError: the dtype is unknown, the provenance is not JSON or has a field of the sidecar's; when called:
-            ``"synthesised"`` has another shape or is not within [-1, 1], or a prior source was not acquired.
+            ``"synthesised"`` has another shape or is not within [-1, 1].
         StudyError: the subject is not a plain name.
         OSError: a file cannot be written (full or read-only folder).
 
@@ -104,9 +100,8 @@ class SaveSyntheticStudyd(Transform):
         >>> preprocessing = StudyPreprocessing("brats", size=8)
         >>> study = preprocessing({"subject": "case", "t1": "case_t1.nii.gz"})
         >>> study["synthesised"] = study["image"][[1, 1, 1, 1]]  # as if every contrast looked like T1
-        >>> study["prior_sources"] = {"flair": "t1", "t1ce": "t1", "t2": "t1"}
-        >>> save = SaveSyntheticStudyd("out", preprocessing, "brats", {"seed": 0})
-        >>> save(study)["written"][0]
+        >>> save = SaveSyntheticStudyd("out", preprocessing, {"seed": 0})
+        >>> save(study)["written"]["flair"]
         'out/case/case_flair_SYNTHETIC.nii.gz'
     """
 
@@ -114,68 +109,60 @@ class SaveSyntheticStudyd(Transform):
         self,
         output_dir: str | Path,
         preprocessing: StudyPreprocessing,
-        contrasts: str | ContrastSet,
         provenance: Mapping[str, Any],
         dtype: str = "float32",
         computed_on: Mapping[str, Any] | None = None,
+        targets: Sequence[str] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.preprocessing = preprocessing
-        self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+        self.contrasts = preprocessing.contrasts
         self.provenance = _checked_provenance(provenance)
         self.dtype = _checked_dtype(dtype)
         self.computed_on = dict(computed_on or {})
+        self.contrasts.check(targets or ())
+        self.targets = self.contrasts.names if targets is None else tuple(targets)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        targets = [name for name, acquired in zip(self.contrasts.names, data["available"], strict=True) if not acquired]
+        targets = [name for name in self.contrasts.names if name in self.targets and name not in data["paths"]]
         if not targets:
-            return {**data, "written": []}
+            return {**data, "written": {}}
         paths = [synthetic_path(self.output_dir, data["subject"], target) for target in targets]
-        sources = self._prior_sources(data, targets)
+        sources = [self.contrasts.intensity_source(target, data["paths"]) for target in targets]
         volumes = self._acquired_scale(data, targets, sources)
-        files = _source_files(data["paths"])
         for target, source, volume, path in zip(targets, sources, volumes, paths, strict=True):
-            low, high = data["intensity_range"][self.contrasts.index(source)].tolist()
             label = self.contrasts.labels[self.contrasts.index(target)]
-            sidecar = {
-                "synthetic": True,
-                "notice": NOTICE,
-                "subject": data["subject"],
-                "contrast": target,
-                "label": label,
-                "sources": files,
-                "prior_source": source,
-                "intensity_scale": {
-                    "contrast": source,
-                    "low": low,
-                    "high": high,
-                    "meaning": f"arbitrary units of the acquired {source}: the robust range [low, high] of its brain, "
-                    f"as a contrast that was not acquired has no scale of its own; 0 outside the brain",
-                },
-                "dtype": self.dtype,
-                "computed_on": self.computed_on,
-                **self.provenance,
-            }
             affine = np.asarray(data["image"].meta["original_affine"])
-            image = _nifti(volume, data["paths"][source], affine, label, self.dtype)
+            image = _nifti(volume, data["headers"][source], affine, label, self.dtype)
             with complete_file(path) as partial:
                 nib.save(image, partial)
                 # The older sidecar goes before its volume, the new one comes after: none describes another volume.
                 sidecar_path(path).unlink(missing_ok=True)
+            sidecar = self._sidecar(data, target, label, source)
             write_text(sidecar_path(path), json.dumps(sidecar, indent=1) + "\n")
             logger.info("wrote %s", path)
-        return {**data, "written": [str(path) for path in paths]}
+        return {**data, "written": {target: str(path) for target, path in zip(targets, paths, strict=True)}}
 
-    def _prior_sources(self, data: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
-        """The acquired contrast whose intensity scale each target takes."""
-        for target in targets:
-            source = data["prior_sources"].get(target)
-            if source not in data["paths"]:
-                raise ValueError(
-                    f"study {data['subject']!r}: the prior source of {target} is {source!r}; "
-                    f"it must be one of the acquired contrasts {', '.join(data['paths'])}"
-                )
-        return [data["prior_sources"][target] for target in targets]
+    def _sidecar(self, data: Mapping[str, Any], target: str, label: str, source: str) -> dict[str, Any]:
+        low, high = data["intensity_range"][self.contrasts.index(source)].tolist()
+        return {
+            "synthetic": True,
+            "notice": NOTICE,
+            "subject": data["subject"],
+            "contrast": target,
+            "label": label,
+            "sources": {name: {"path": path, "sha256": data["sha256"][name]} for name, path in data["paths"].items()},
+            "intensity_scale": {
+                "contrast": source,
+                "low": low,
+                "high": high,
+                "meaning": f"arbitrary units of the acquired {source}: the robust range [low, high] of its brain, "
+                f"as a contrast that was not acquired has no scale of its own; 0 outside the brain",
+            },
+            "dtype": self.dtype,
+            "computed_on": self.computed_on,
+            **self.provenance,
+        }
 
     def _acquired_scale(self, data: Mapping[str, Any], targets: Sequence[str], sources: Sequence[str]) -> np.ndarray:
         """The targets on the acquired grid, in raw intensities and 0 outside the brain: (targets, X, Y, Z) float32."""
@@ -201,13 +188,54 @@ class SaveSyntheticStudyd(Transform):
 SaveSyntheticStudyD = SaveSyntheticStudyDict = SaveSyntheticStudyd
 
 
+def without_targets(
+    studies: Sequence[Mapping[str, str]], contrasts: ContrastSet, targets: Sequence[str] | None
+) -> list[dict[str, str]]:
+    """The studies without what is to be synthesised in them, so that it is no source; the log says what is left out.
+
+    Args:
+        studies: the data list.
+        contrasts: the contrast set.
+        targets: the contrasts to synthesise; None: what each study lacks.
+
+    Raises:
+        StudyError: nothing is left to synthesise a study's contrasts from.
+        ValueError: an unknown contrast among the targets, or none.
+
+    Example::
+
+        >>> from apt_monai.contrasts import BRATS
+        >>> without_targets([{"subject": "a", "t1": "spoilt.nii.gz", "t2": "b.nii.gz"}], BRATS, ["t1"])
+        [{'subject': 'a', 't2': 'b.nii.gz'}]
+    """
+    if targets is None:
+        return [dict(study) for study in studies]
+    if isinstance(targets, str) or not targets:
+        raise ValueError(f"targets is {targets!r}: give a list of contrasts of {', '.join(contrasts.names)}")
+    contrasts.check(targets)
+    result = []
+    for study in studies:
+        kept = {key: path for key, path in study.items() if key not in targets}
+        unused = [name for name in contrasts.names if name in study and name in targets]
+        if unused:
+            logger.warning("%s: %s is asked for, and not used as a source", study["subject"], ", ".join(unused))
+        if not set(kept) & set(contrasts.names):
+            raise StudyError(
+                f"study {study['subject']!r}: has nothing to synthesise {', '.join(targets)} from; at least one of "
+                f"{', '.join(name for name in contrasts.names if name not in targets)} is needed"
+            )
+        result.append(kept)
+    return result
+
+
 def pending_studies(
     studies: Sequence[Mapping[str, str]],
     output_dir: str | Path,
-    contrasts: str | ContrastSet,
+    contrasts: ContrastSet,
     provenance: Mapping[str, Any],
     dtype: str = "float32",
-) -> list[Mapping[str, str]]:
+    targets: Sequence[str] | None = None,
+) -> list[dict[str, str]]:
     """The studies that are still to be synthesised, so that an interrupted run goes on where it stopped.
 
     A study is finished when :class:`SaveSyntheticStudyd` wrote every contrast that it lacks, with the same provenance
@@ -217,9 +245,10 @@ def pending_studies(
     Args:
         studies: the data list, as :func:`read_studies` returns it.
         output_dir: the folder that :class:`SaveSyntheticStudyd` writes to; it is made, and must be writable.
-        contrasts: the contrast set, or its name.
+        contrasts: the contrast set.
         provenance: as :class:`SaveSyntheticStudyd` is given it.
         dtype: likewise.
+        targets: likewise; they are left out of the studies (:func:`without_targets`).
 
     Returns:
         The pending studies, in the order given.
@@ -231,30 +260,30 @@ def pending_studies(
 
     Example::
 
+        >>> from apt_monai.contrasts import BRATS
         >>> studies = [{"subject": "a", "t1": "a_t1.nii.gz"}]
-        >>> [study["subject"] for study in pending_studies(studies, "out", "brats", {"seed": 0})]
+        >>> [study["subject"] for study in pending_studies(studies, "out", BRATS, {"seed": 0})]
         ['a']
     """
-    names = (get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts).names
     described_by = {"dtype": _checked_dtype(dtype), **_checked_provenance(provenance)}
-    lacking = {study["subject"]: [name for name in names if name not in study] for study in studies}
-    complete = [subject for subject, missing in lacking.items() if not missing]
-    if len(complete) == len(lacking):
+    pending, complete, finished = [], [], 0
+    for study in without_targets(studies, contrasts, targets):
+        missing = [name for name in targets or contrasts.names if name not in study]
+        if not missing:
+            complete.append(study["subject"])
+        elif _is_finished(study, missing, contrasts.names, Path(output_dir), described_by):
+            finished += 1
+        else:
+            pending.append(study)
+    if len(complete) == len(studies):
         raise StudyError(
-            f"nothing to synthesise: each of the {len(studies)} studies has every contrast ({', '.join(names)}); "
-            "give studies that lack one, or move the files of the contrast to synthesise elsewhere"
+            f"nothing to synthesise: each of the {len(studies)} studies has every contrast "
+            f"({', '.join(contrasts.names)}); give studies that lack one, or name a contrast to be synthesised "
+            "although it is there (--target)"
         )
     if complete:
         logger.warning("nothing is missing in %d studies, they are left out: %s", len(complete), ", ".join(complete))
     check_writable(output_dir)
-
-    incomplete = [study for study in studies if lacking[study["subject"]]]
-    pending = [
-        study
-        for study in incomplete
-        if not _is_finished(study, lacking[study["subject"]], names, Path(output_dir), described_by)
-    ]
-    finished = len(incomplete) - len(pending)
     logger.info("%d studies to synthesise; %d are finished in %s", len(pending), finished, output_dir)
     return pending
 
@@ -283,10 +312,6 @@ def _is_finished(
     return all(hashes == current for hashes in sidecars)
 
 
-def _source_files(paths: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    return {name: {"path": str(path), "sha256": source_sha256(path)} for name, path in paths.items()}
-
-
 def _checked_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: valid are {', '.join(DTYPES)}")
@@ -304,23 +329,24 @@ def _checked_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"provenance is not JSON ({error}); give numbers, texts, lists and dicts") from error
 
 
-def _nifti(volume: np.ndarray, source_path: str, affine: np.ndarray, label: str, dtype: str) -> nib.Nifti1Image:
-    """A NIfTI image of raw intensities (X, Y, Z) in the space of the source file, marked as synthetic."""
-    if Path(source_path).is_file():
-        source = load_nifti(source_path)  # NIfTI-2 stays NIfTI-2
-    else:  # a DICOM series has no NIfTI header: the space is the scanner's
-        source = nib.Nifti1Image(volume, affine)
-        set_space(source, affine)
-    header = type(source.header)()
+def _nifti(
+    volume: np.ndarray, source: nib.Nifti1Header | None, affine: np.ndarray, label: str, dtype: str
+) -> nib.Nifti1Image:
+    """A NIfTI image of raw intensities (X, Y, Z) in the space of a source file's header, marked as synthetic."""
+    if source is None:  # a DICOM series has no NIfTI header: the space is the scanner's
+        placed = nib.Nifti1Image(volume, affine)
+        set_space(placed, affine)
+        source = placed.header
+    header = type(source)()
     header.set_data_shape(volume.shape)
     header.set_data_dtype(dtype)
     for field in _GEOMETRY_FIELDS:
-        header[field] = source.header[field]
+        header[field] = source[field]
     mark_synthetic(header, label)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image  # NIfTI-2 stays NIfTI-2
     if dtype == "float32":
-        return type(source)(volume.astype(np.float32), source.affine, header)
+        return kind(volume.astype(np.float32), source.get_best_affine(), header)
     slope = float(np.float32(np.abs(volume).max() / np.iinfo(np.int16).max)) or 1.0  # as the header holds it
-    stored = np.rint(volume / slope).astype(np.int16)
-    image = type(source)(stored, source.affine, header)
+    image = kind(np.rint(volume / slope).astype(np.int16), source.get_best_affine(), header)
     image.header.set_slope_inter(slope, 0)
     return image

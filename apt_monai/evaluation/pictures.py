@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from apt_monai.contrasts import ContrastSet
-from apt_monai.evaluation.scores import Batch
+from apt_monai.methods import Batch
 from apt_monai.metrics import psnr
 from apt_monai.visualize import SynthesisRow, draw_synthesis
 

@@ -1,7 +1,7 @@
 """Evaluation: methods × subsets of acquired contrasts on the test slices, as tables and pictures.
 
-A method is anything that is called as :class:`apt_monai.evaluation.scores.Method` is. Each is scored with PSNR and SSIM
-of every missing contrast in three regions: the whole slice, the brain, and the tumour where a slice has one.
+Each :class:`apt_monai.methods.Method` is scored with PSNR and SSIM of every missing contrast in three regions: the whole
+slice, the brain, and the tumour where a slice has one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from tqdm import tqdm
 import apt_monai
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.distributed import gather, is_lead
-from apt_monai.evaluation.fingerprints import describe, sha256
+from apt_monai.evaluation.fingerprints import sha256
 from apt_monai.evaluation.pictures import draw_case, panel_rows, picture_name
 from apt_monai.evaluation.record import resume, write_record, write_rows
-from apt_monai.evaluation.scores import Batch, Method, Row, network_passes, score_batch, synthesise
+from apt_monai.evaluation.scores import Row, score_batch, synthesise
 from apt_monai.evaluation.statistics import aggregate_rows
 from apt_monai.evaluation.survey import TestSet, survey
 from apt_monai.evaluation.tables import tables
 from apt_monai.files import write_text
 from apt_monai.hardware import device_name
+from apt_monai.methods import Batch, Method
 from apt_monai.visualize import SynthesisRow
 
 Cases = Sequence[Sequence[str]] | Literal["all"] | None
@@ -77,9 +78,8 @@ def evaluate_methods(
     largest brain): ``panel.png`` for each contrast from all others, else ``panel_<acquired>.png`` for each case.
 
     ``results.csv`` grows with each finished (method, subset), and a run with the same methods, slices and subsets goes
-    on where the last one stopped. Any other run starts anew, and says so in the log. A method is known by its weights
-    and settings, or by its ``fingerprint`` where it has one. A bare function is known by its name alone: give it a
-    ``fingerprint`` or another folder when what it does changes.
+    on where the last one stopped. Any other run starts anew, and says so in the log. A method is known by
+    its ``fingerprint``.
 
     With several ranks, each takes the loader's batches in turn, all return the results, and rank 0 writes and prints.
 
@@ -104,16 +104,18 @@ def evaluate_methods(
 
     Example::
 
-        >>> def grey(batch, available, progress=None):
-        ...     return {"image": torch.where(available[:, :, None, None], batch["image"], -0.5)}
+        >>> class Grey:
+        ...     passes, fingerprint = 1, "grey"
+        ...     def __call__(self, batch, available, progress=None):
+        ...         return {"image": torch.where(available[:, :, None, None], batch["image"], -0.5)}
         >>> image, region = torch.rand(1, 3, 16, 16), torch.ones(1, 1, 16, 16, dtype=torch.uint8)
         >>> batch = {"subject": ["a"], "slice": torch.tensor([7]), "image": image, "region": region}
-        >>> results = evaluate_methods({"grey": grey}, [batch], "adni", [["t1", "t2"]], "evaluation")
+        >>> results = evaluate_methods({"grey": Grey()}, [batch], "adni", [["t1", "t2"]], "evaluation")
         ### Whole slice...
         >>> [row.target for row in results.rows]
         ['pd']
     """
-    contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+    contrasts = get_contrast_set(contrasts)
     if not methods:
         raise ValueError("there is no method to evaluate: name at least one")
     subsets = _check_cases(cases, contrasts)
@@ -123,7 +125,7 @@ def evaluate_methods(
         "contrasts": list(contrasts.names),
         "cases": [list(acquired) for acquired in subsets],
         "test_slices_sha256": test_set.sha256,
-        "methods": {name: describe(method) for name, method in methods.items()},
+        "methods": {name: method.fingerprint for name, method in methods.items()},
     }
     folder = Path(output_dir)
     rows = gather(resume(folder, settings, contrasts) if is_lead() else [])[0]  # what the lead sees decides for all
@@ -175,7 +177,7 @@ class _Run:
         """Add the rows that are still missing, draw what they change, and return all pictures' paths."""
         finished = {(row.method, row.acquired) for row in rows}
         pending = [(n, a) for a in self.subsets for n in self.methods if (n, "+".join(a)) not in finished]
-        passes = sum(network_passes(self.methods[name]) or 1 for name, _ in pending)
+        passes = sum(self.methods[name].passes for name, _ in pending)
         total = passes * self.test_set.slices // idist.get_world_size()
         pictures: list[Path] = []
         panel: list[SynthesisRow] = []  # each target of the C - 1 cases, for one picture of them all

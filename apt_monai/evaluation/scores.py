@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet
+from apt_monai.methods import Batch, Method
 from apt_monai.metrics import psnr, ssim
 
 REGIONS = {"slice": "Whole slice", "brain": "Brain", "tumour": "Tumour"}
-
-
-Batch = dict[str, Any]
-
-
-class Method(Protocol):
-    """What can be evaluated: ``method(batch, available, progress=None)``.
-
-    A method that has ``passes``, the network passes that a batch takes, is called with ``progress`` and reports each;
-    one without is called without it and counts as one pass. One that has a ``fingerprint`` (a text) is known by it: see
-    :func:`apt_monai.evaluation.evaluate_methods`.
-    """
-
-    def __call__(
-        self, batch: Batch, available: torch.Tensor, progress: Callable[[int], Any] | None = None
-    ) -> dict[str, torch.Tensor]:
-        """``"image"``: ``(B, C, H, W)`` in [-1, 1]; optionally ``"prior"``, the same with what it started from."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,15 +49,6 @@ class Row:
     seconds: float
 
 
-def network_passes(method: Method) -> int | None:
-    """Network passes a batch; None for a method that does not say."""
-    passes = getattr(method, "passes", None)
-    if passes is not None:
-        return int(passes)
-    of_inferer = getattr(getattr(method, "inferer", None), "network_passes", None)
-    return None if of_inferer is None else of_inferer()
-
-
 def synthesise(
     name: str,
     method: Method,
@@ -84,7 +57,7 @@ def synthesise(
     acquired: Sequence[str],
     device: str | torch.device,
     bar: tqdm | None = None,
-) -> tuple[Batch, float]:
+) -> tuple[dict[str, torch.Tensor], float]:
     """One batch's result on the CPU, and the seconds that the method took."""
     device = torch.device(device)
     image = batch["image"].to(device)  # (B, C, H, W)
@@ -101,11 +74,7 @@ def synthesise(
 
     _synchronise(device)
     start = time.perf_counter()
-    if network_passes(method) is None:
-        result = method(hidden, available)
-        advance(1)
-    else:
-        result = method(hidden, available, advance)
+    result = method(hidden, available, advance)
     _synchronise(device)
     seconds = time.perf_counter() - start
 

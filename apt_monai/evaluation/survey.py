@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from apt_monai.evaluation.fingerprints import tensor_bytes
-from apt_monai.evaluation.scores import Batch
+from apt_monai.methods import Batch
 
 
 @dataclass(frozen=True)

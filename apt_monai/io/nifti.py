@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from pathlib import Path
@@ -28,42 +29,16 @@ def nifti_stem(name: str) -> str | None:
     return stem if stem != name else None
 
 
-def load_nifti(path: str | Path) -> nib.Nifti1Image:
-    """A NIfTI-1 or NIfTI-2 image, wholly in memory, whatever the file is called and compressed or not.
+def read_nifti(path: str | Path) -> tuple[np.ndarray, nib.Nifti1Image, str]:
+    """Read one NIfTI-1 or NIfTI-2 file as a volume, whatever the file is called and compressed or not.
 
-    What follows a complete gzip stream whose checksum is right is not looked at (some transfers append bytes).
-
-    Raises:
-        StudyError: the file is missing, truncated, corrupt, or something else.
-
-    Example::
-
-        >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), "a.nii.gz")
-        >>> load_nifti(Path("a.nii.gz").rename("IMG0001")).shape
-        (4, 5, 6)
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise StudyError(f"{path}: no such file; correct the path or take the contrast out of the study")
-    try:
-        content = path.read_bytes()
-        if content.startswith(_GZIP):
-            content = _decompress(content)
-        _check_kind(path, content)
-        is_second = nib.Nifti2Header.may_contain_header(content[:_NIFTI_2_HEADER])
-        return (nib.Nifti2Image if is_second else nib.Nifti1Image).from_bytes(content)
-    except StudyError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read one NIfTI file as a volume.
+    The file is read once. What follows a complete gzip stream whose checksum is right is not looked at (some transfers
+    append bytes).
 
     Returns:
         The intensities, ``(X, Y, Z)`` float32 with the header's scaling applied (further axes of one entry are left
-        out), and the affine ``(4, 4)`` float64, voxels to mm, RAS+.
+        out); the image, for its header and its affine ``(4, 4)`` float64, voxels to mm, RAS+; and the SHA-256 of the
+        file's bytes.
 
     Raises:
         StudyError: the file is missing, truncated, corrupt or no NIfTI; it is not 3D, not scalar, or has an axis of a
@@ -72,11 +47,36 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Example::
 
         >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6, 1), np.int16), np.eye(4)), "a.nii.gz")
-        >>> read_nifti("a.nii.gz")[0].shape
-        (4, 5, 6)
+        >>> volume, image, _ = read_nifti(Path("a.nii.gz").rename("IMG0001"))
+        >>> volume.shape, image.shape
+        ((4, 5, 6), (4, 5, 6, 1))
     """
     path = Path(path)
-    image = load_nifti(path)
+    if not path.is_file():
+        raise StudyError(f"{path}: no such file; correct the path or take the contrast out of the study")
+    try:
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if content.startswith(_GZIP):
+            content = _decompress(content)
+        _check_kind(path, content)
+        is_second = nib.Nifti2Header.may_contain_header(content[:_NIFTI_2_HEADER])
+        image = (nib.Nifti2Image if is_second else nib.Nifti1Image).from_bytes(content)
+    except StudyError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    shape = _checked_shape(path, image)
+    _check_orientation(path, image)
+    try:
+        volume = image.get_fdata(dtype=np.float32, caching="unchanged").reshape(shape)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return volume, image, digest
+
+
+def _checked_shape(path: Path, image: nib.Nifti1Image) -> tuple[int, ...]:
+    """The shape of a scalar volume, without further axes of one entry."""
     shape, dtype = image.shape, image.get_data_dtype()
     if dtype.names is not None or dtype.kind == "c":
         raise StudyError(f"{path}: voxels are {dtype} (RGB or complex); one number a voxel is needed")
@@ -86,12 +86,7 @@ def read_nifti(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         raise StudyError(f"{path}: is {len(shape)}D, shape {shape}; a 3D volume is needed: save one frame as a file")
     if min(shape) < 2:
         raise StudyError(f"{path}: shape {shape} is a single slice; a volume of at least 2 voxels an axis is needed")
-    _check_orientation(path, image)
-    try:
-        volume = image.get_fdata(dtype=np.float32).reshape(shape)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    return volume, np.asarray(image.affine, dtype=np.float64)
+    return shape
 
 
 def _check_orientation(path: Path, image: nib.Nifti1Image) -> None:

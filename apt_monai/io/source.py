@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 
 from apt_monai.errors import StudyError
@@ -16,7 +18,24 @@ from apt_monai.io.nifti import read_nifti
 from apt_monai.io.series_path import parse_series_path
 
 
-def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class Source:
+    """A volume that has been read, once.
+
+    Args:
+        volume: the intensities, ``(X, Y, Z)`` float32 with the header's scaling applied.
+        affine: ``(4, 4)`` float64, voxels to mm, RAS+.
+        header: of a NIfTI file; None of a DICOM series.
+        sha256: what its content is known by, see :func:`source_sha256`.
+    """
+
+    volume: np.ndarray
+    affine: np.ndarray
+    header: nib.Nifti1Header | None
+    sha256: str
+
+
+def read_source(path: str | Path) -> Source:
     """Read one 3D scalar volume, NIfTI or DICOM, and check it.
 
     The whole file is read, so that a damaged ``.nii.gz`` is found by its checksum.
@@ -26,10 +45,6 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             ``FOLDER[::SERIES_UID][::echo=N]``: the folder of its files and, where that holds several series or echoes,
             which (see :func:`apt_monai.io.dicom.find_series`).
 
-    Returns:
-        The intensities, ``(X, Y, Z)`` float32 with the header's scaling applied, and the affine ``(4, 4)`` float64,
-        voxels to mm, RAS+.
-
     Raises:
         StudyError: the file is missing, truncated or corrupt; it is not 3D, not scalar, or has an axis of a single
             voxel; its header does not say which side is left; it has NaN or infinite values; its affine has no inverse;
@@ -37,18 +52,37 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     Example::
 
-        >>> import nibabel as nib
         >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), "case_t1.nii.gz")
-        >>> read_volume("case_t1.nii.gz")[0].shape
-        (4, 5, 6)
+        >>> source = read_source("case_t1.nii.gz")
+        >>> source.volume.shape, source.sha256 == source_sha256("case_t1.nii.gz")
+        ((4, 5, 6), True)
     """
-    volume, affine = read_dicom_series(path) if _is_series(path) else read_nifti(path)
+    header = None
+    if _is_series(path):
+        volume, affine = read_dicom_series(path)
+        digest = source_sha256(path)
+    else:
+        volume, image, digest = read_nifti(path)
+        header, affine = image.header, np.asarray(image.affine, dtype=np.float64)
     finite = np.isfinite(volume)
     if not finite.all():
         raise StudyError(f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite; mend or exclude the volume")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise StudyError(f"{path}: the affine {affine.tolist()} has no inverse; mend the header's sform or qform")
-    return volume, affine
+    return Source(volume, affine, header, digest)
+
+
+def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The intensities and the affine of :func:`read_source`.
+
+    Example::
+
+        >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6), np.int16), np.eye(4)), "case_t1.nii.gz")
+        >>> read_volume("case_t1.nii.gz")[0].shape
+        (4, 5, 6)
+    """
+    source = read_source(path)
+    return source.volume, source.affine
 
 
 def source_sha256(path: str | Path) -> str:

@@ -1,8 +1,18 @@
-"""The networks that MONAI does not have: the frozen vision encoder and the fusion of its features."""
+"""What MONAI does not have: the denoisers, the frozen vision encoder and the fusion of its features."""
 
 from __future__ import annotations
 
+from .denoisers import Conditions, Denoiser, Prediction, PublishedDenoiser
 from .fusion import MutualInformationFusion, random_subsets
 from .vision_encoder import VisionEncoder, write_untrained_encoder
 
-__all__ = ["MutualInformationFusion", "VisionEncoder", "random_subsets", "write_untrained_encoder"]
+__all__ = [
+    "Conditions",
+    "Denoiser",
+    "MutualInformationFusion",
+    "Prediction",
+    "PublishedDenoiser",
+    "VisionEncoder",
+    "random_subsets",
+    "write_untrained_encoder",
+]

@@ -54,7 +54,7 @@ class StudyPreprocessing(Compose):
     """
 
     def __init__(self, contrasts: str | ContrastSet, size: int = 256, lower: float = 0.5, upper: float = 99.5) -> None:
-        self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+        self.contrasts = get_contrast_set(contrasts)
         self.size = size
         self.lower = lower
         self.upper = upper

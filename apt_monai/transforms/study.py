@@ -13,7 +13,7 @@ from monai.transforms import Transform
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.geometry import SAME_GRID_MM, corners_apart
-from apt_monai.io import read_volume
+from apt_monai.io.source import read_source, read_volume
 
 
 def _check_same_grid(
@@ -85,7 +85,8 @@ class LoadStudyd(Transform):
     - ``"region"``: MetaTensor ``(1, X, Y, Z)`` uint8: 0 = outside the brain, 1 = brain (the mask; without one,
       where any acquired contrast is not 0), 2 = tumour (inside the brain). Where a volume's background is not exactly
       0, as resampling leaves it, what is below 1e-3 of its robust maximum counts as 0;
-    - ``"paths"``: the acquired contrasts' paths by name, in the order of the contrast axis.
+    - ``"paths"``, ``"sha256"``, ``"headers"``: the acquired contrasts' paths, their files' hashes and their NIfTI headers
+      (None of a DICOM series) by name, in the order of the contrast axis.
 
     Args:
         contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
@@ -105,7 +106,7 @@ class LoadStudyd(Transform):
     """
 
     def __init__(self, contrasts: str | ContrastSet) -> None:
-        self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+        self.contrasts = get_contrast_set(contrasts)
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         names = self.contrasts.names
@@ -122,19 +123,16 @@ class LoadStudyd(Transform):
         if not paths:
             raise StudyError(f"study {subject!r}: has no contrast; at least one of {', '.join(names)} is needed")
 
-        volumes: dict[str, np.ndarray] = {}
-        first_path, first, affine = "", np.empty(0), np.eye(4)
-        for name, path in paths.items():
-            volume, volume_affine = read_volume(path)
-            if not volume.any():
-                raise StudyError(f"{path}: every voxel is 0; take the file out of the study, to have it synthesised")
-            if volumes:
-                _check_same_grid(path, volume, volume_affine, first_path, first, affine)
-            else:
-                first_path, first, affine = path, volume, volume_affine
-            volumes[name] = volume
-
-        image = np.stack([volumes.get(name, np.zeros_like(first)) for name in names])  # C×X×Y×Z
+        sources = {name: read_source(path) for name, path in paths.items()}
+        first_path, first, affine = next((paths[name], s.volume, s.affine) for name, s in sources.items())
+        for name, source in sources.items():
+            if not source.volume.any():
+                raise StudyError(
+                    f"{paths[name]}: every voxel is 0; take the file out of the study, to have it synthesised"
+                )
+            _check_same_grid(paths[name], source.volume, source.affine, first_path, first, affine)
+        empty = np.zeros_like(first)
+        image = np.stack([sources[name].volume if name in sources else empty for name in names])  # C×X×Y×Z
         if "mask" in data:
             mask, mask_affine = read_volume(data["mask"])
             _check_same_grid(str(data["mask"]), mask, mask_affine, first_path, first, affine)
@@ -144,7 +142,7 @@ class LoadStudyd(Transform):
                 )
             brain = mask > 0
         else:
-            brain = np.any([_acquired(volume) for volume in volumes.values()], axis=0)
+            brain = np.any([_acquired(source.volume) for source in sources.values()], axis=0)
             _check_background(brain, affine, first_path)
         region: np.ndarray = brain.astype(np.uint8)
         if "seg" in data:
@@ -158,6 +156,8 @@ class LoadStudyd(Transform):
             "available": torch.tensor(self.contrasts.mask(paths)),
             "region": self._on_grid(region[None], affine, first_path),
             "paths": paths,
+            "sha256": {name: source.sha256 for name, source in sources.items()},
+            "headers": {name: source.header for name, source in sources.items()},
         }
 
     @staticmethod

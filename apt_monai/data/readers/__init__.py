@@ -93,7 +93,7 @@ def read_studies(
         >>> [(s["subject"], Path(s["t1"]).name) for s in read_studies("ADNI", "adni", series={"MPRAGE*": "t1"})]
         [('002_S_0413_2006-11-15', 'scan.nii')]
     """
-    contrast_set = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+    contrast_set = get_contrast_set(contrasts)
     mapping = None if series is None else Mapping.parse(series, contrast_set)
     folder = Path(dataset_dir).absolute()
     if not folder.is_dir():

@@ -1,0 +1,181 @@
+"""The published method (APT, CVPR 2025): encode, fuse, look up the prior, sample in two stages."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.schedulers import DDPMScheduler
+
+from apt_monai.codebook import PriorCodebook
+from apt_monai.contrasts import get_contrast_set
+from apt_monai.errors import ModelError
+from apt_monai.files import file_sha256
+from apt_monai.hardware import memory_format
+from apt_monai.inferers import TwoStageInferer, noise_scheduler, slice_seed
+from apt_monai.methods.base import Batch, Method
+from apt_monai.networks import Conditions, Denoiser, MutualInformationFusion, PublishedDenoiser, VisionEncoder
+from apt_monai.transforms.preprocessing import StudyPreprocessing
+from apt_monai.weights import load_weights
+
+
+class APT(Method):
+    """The whole method on one batch of slices.
+
+    The vision encoder runs once a slice, on the acquired contrasts alone, or not at all where the batch already holds
+    cached ``"features"``.
+
+    Args:
+        denoiser: the trained denoiser.
+        fusion: the trained MIF module.
+        inferer: the sampler.
+        preprocessing: from a study's files to its slices, and back.
+        codebook: where priors come from; None starts the missing channels as pure noise (the paper's "U").
+        encoder: the vision encoder; not needed where batches hold ``"features"``.
+        seed: the run's seed; a slice's noise is drawn from (seed, subject, slice).
+        weights: what its weights are known by, as JSON can hold it.
+
+    Example::
+
+        >>> class Network(torch.nn.Module):
+        ...     def forward(self, x, timesteps, context):
+        ...         return 0.1 * x
+        >>> scheduler = noise_scheduler()
+        >>> inferer = TwoStageInferer(scheduler, sampling_steps=2, unroll_iterations=1)
+        >>> fusion = MutualInformationFusion(16, 2, out_dim=8)
+        >>> method = APT(PublishedDenoiser(Network(), scheduler), fusion, inferer, StudyPreprocessing("brats", 8))
+        >>> batch = {"image": torch.zeros(1, 4, 8, 8), "region": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+        ...          "features": torch.rand(1, 4, 16), "subject": ["BraTS2021_00000"], "slice": [70]}
+        >>> method(batch, torch.tensor([[True, True, True, False]]))["image"].shape
+        torch.Size([1, 4, 8, 8])
+    """
+
+    name = "apt"
+    files = ("model.pt", "fusion.pt", "codebook.json")
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        fusion: torch.nn.Module,
+        inferer: TwoStageInferer,
+        preprocessing: StudyPreprocessing,
+        codebook: PriorCodebook | None = None,
+        encoder: VisionEncoder | None = None,
+        seed: int = 0,
+        weights: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.denoiser = denoiser
+        self.fusion = fusion.eval()
+        self.inferer = inferer
+        self.preprocessing = preprocessing
+        self.contrasts = preprocessing.contrasts
+        self.codebook = codebook
+        self.encoder = encoder
+        self.seed = seed
+        self.device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
+        self.precision = getattr(denoiser, "precision", "float32")
+        self.weights = dict(weights or {})
+
+    @classmethod
+    def load(cls, folder: Path, settings: Mapping[str, Any], device: torch.device, precision: str, seed: int) -> APT:
+        try:
+            preprocessing = StudyPreprocessing(get_contrast_set(settings["contrasts"]), settings["image_size"])
+            encoder = VisionEncoder(settings["encoder_source"]).to(device)
+            fusion, network = MutualInformationFusion(**settings["fusion"]), DiffusionModelUNet(**settings["network"])
+            scheduler = noise_scheduler(**settings["scheduler"])
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{folder / 'model.json'}: settings of no {cls.name} model ({error!r})") from error
+        network = load_weights(network, folder / "model.pt").to(device, memory_format=memory_format(device))
+        return cls(
+            PublishedDenoiser(network, scheduler, precision),
+            load_weights(fusion, folder / "fusion.pt").to(device),
+            _sampler(scheduler, settings["sampling"]),
+            preprocessing,
+            PriorCodebook.load(folder / "codebook.json", preprocessing.contrasts, encoder.fingerprint),
+            encoder,
+            seed,
+            {
+                "trained_on": settings["trained_on"],
+                "settings_sha256": _sha256([settings[key] for key in ("network", "fusion", "scheduler")]),
+                **{f"{Path(name).stem}_sha256": file_sha256(folder / name) for name in cls.files},
+                "encoder_fingerprint": encoder.fingerprint,
+            },
+        )
+
+    def variant(self, prior: bool = True, **sampling: Any) -> APT:
+        """The same weights with other sampling settings, or without the prior: a row of the paper's Table 2.
+
+        Args:
+            prior: start from the codebook's priors.
+            sampling: arguments of :class:`~apt_monai.inferers.TwoStageInferer` that take the place of this method's.
+        """
+        other = copy.copy(self)
+        other.inferer = _sampler(self.inferer.scheduler, {**self.inferer.settings, **sampling})
+        other.codebook = self.codebook if prior else None
+        return other
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The trained U-Net."""
+        return self.denoiser.network  # type: ignore[return-value]
+
+    @property
+    def passes(self) -> int:
+        return self.inferer.passes
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "method": self.name,
+            **self.weights,
+            "prior": None if self.codebook is None else "codebook",
+            "sampling": self.inferer.settings,
+            "preprocessing_fingerprint": self.preprocessing.fingerprint,
+            "seed": self.seed,
+        }
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: Batch, available: torch.Tensor, progress: Callable[[int], Any] | None = None
+    ) -> dict[str, torch.Tensor]:
+        image, brain = batch["image"], batch["region"] > 0
+        if not available.any(dim=1).all():
+            raise ValueError("a slice has no acquired contrast: at least one is needed to synthesise the others")
+        known = available[:, :, None, None]  # (B, C, 1, 1)
+        acquired = torch.where(known, image, torch.full_like(image, -1.0))
+        if "features" in batch:
+            features = batch["features"]
+        elif self.encoder is not None:
+            encoded = self.encoder(acquired[available][:, None])[:, 0]  # (acquired contrasts of the batch, D)
+            features = encoded.new_zeros(*available.shape, encoded.shape[-1])  # (B, C, D)
+            features[available] = encoded
+        else:
+            raise ValueError("the batch has no 'features' and the method no encoder: give one of the two")
+        z = self.fusion(features, available)  # (B, D)
+        result = {}
+        prior = None
+        if self.codebook is not None:
+            prior = result["prior"] = self.codebook.prior(acquired, available, brain)
+        seeds = [slice_seed(self.seed, s, int(i)) for s, i in zip(batch["subject"], batch["slice"], strict=True)]
+        conditions = Conditions(acquired, available, prior, z)
+        synthesised = self.inferer.synthesize(self.denoiser, conditions, seeds, progress)
+        result["image"] = torch.where(known | brain, synthesised, torch.full_like(synthesised, -1.0))
+        return result
+
+
+def _sampler(scheduler: DDPMScheduler, sampling: Mapping[str, Any]) -> TwoStageInferer:
+    unknown = sorted(set(sampling) - set(TwoStageInferer(scheduler).settings))
+    if unknown:
+        valid = ", ".join(TwoStageInferer(scheduler).settings)
+        raise ValueError(f"sampling has no {', '.join(unknown)}: valid are {valid}")
+    return TwoStageInferer(scheduler, **sampling)
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,123 @@
+"""Denoisers: from a noised slice and what is known of it to the clean slice, whatever the network predicts.
+
+The seam between networks and the sampler (after k-diffusion and EDM2). What a network is given, what it predicts (noise,
+the clean image, a velocity), the loss on it, its precision and the offset of its timesteps live here, once, for training
+and sampling alike; :class:`apt_monai.inferers.TwoStageInferer` knows none of it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from monai.networks.schedulers import DDPMScheduler
+from torch import Tensor, nn
+
+from apt_monai.hardware import autocast
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is known of a batch of slices; each denoiser reads what it knows and leaves the rest.
+
+    Args:
+        acquired: y, ``(B, C, H, W)`` in [-1, 1]; what the missing channels hold does not matter.
+        available: the mask m, ``(B, C)`` bool, True = acquired.
+        prior: ``(B, C, H, W)`` in [-1, 1], used in the missing channels; None: there is none.
+        context: z, ``(B, D)``, the fused anatomical feature; None: there is none.
+    """
+
+    acquired: Tensor
+    available: Tensor
+    prior: Tensor | None = None
+    context: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a denoiser says of a noised batch.
+
+    Args:
+        clean: x̂0, ``(B, C, H, W)`` float32, not clipped.
+        output: what the loss is taken on, ``(B, C, H, W)`` float32: the network's own output.
+        scale: how far off ``clean`` may be, ``(B, C, H, W)``, where the denoiser says so.
+    """
+
+    clean: Tensor
+    output: Tensor
+    scale: Tensor | None = None
+
+
+class Denoiser(nn.Module, ABC):
+    """The contract: ``denoiser(x_t, t, conditions) -> Prediction``."""
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
+        """Predict the clean slices.
+
+        Args:
+            x_t: ``(B, C, H, W)``, noised to step t.
+            t: ``(B,)`` int, the steps as the paper counts them: 1 to T.
+            conditions: what is known of the slices.
+        """
+
+    @abstractmethod
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What :attr:`Prediction.output` is trained to be, ``(B, C, H, W)``."""
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The training loss of an output (Eq. 2: the mean squared error)."""
+        return F.mse_loss(output, target)
+
+
+class PublishedDenoiser(Denoiser):
+    """The paper's denoiser (section 3.2): one U-Net over all contrasts, which sees x_t and, by cross-attention, z.
+
+    Args:
+        network: ε_θ, called as ``network(x=…, timesteps=…, context=…)``, such as MONAI's ``DiffusionModelUNet``.
+        scheduler: the noise schedule, and what the network predicts (``prediction_type``: ``"epsilon"`` in the paper).
+        precision: what the network computes in, ``"float32"`` or ``"bfloat16"``; see :mod:`apt_monai.hardware`.
+
+    Example::
+
+        >>> class Network(nn.Module):
+        ...     def forward(self, x, timesteps, context):
+        ...         return 0.1 * x
+        >>> denoiser = PublishedDenoiser(Network(), DDPMScheduler(1000, schedule="cosine"))
+        >>> y, m = torch.zeros(1, 2, 8, 8), torch.tensor([[True, False]])
+        >>> prediction = denoiser(torch.rand(1, 2, 8, 8), torch.tensor([400]), Conditions(y, m, context=torch.ones(1, 16)))
+        >>> prediction.clean.shape
+        torch.Size([1, 2, 8, 8])
+    """
+
+    def __init__(self, network: nn.Module, scheduler: DDPMScheduler, precision: str = "float32") -> None:
+        super().__init__()
+        self.network = network
+        self.scheduler = scheduler
+        self.precision = precision
+
+    def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
+        assert conditions.context is not None, "the published denoiser needs z"
+        with autocast(x_t.device, self.precision):
+            # MONAI counts steps from 0; z is a sequence of one token
+            output = self.network(x=x_t, timesteps=t - 1, context=conditions.context[:, None, :])
+        output = output.float()
+        return Prediction(self._to_clean(output, x_t, t), output)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        if self.scheduler.prediction_type == "epsilon":
+            return noise
+        if self.scheduler.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(x0, noise, t - 1)
+        return x0
+
+    def _to_clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x̂0 from what the network predicts."""
+        a = self.scheduler.alphas_cumprod.to(x_t)[t - 1][:, None, None, None]  # ᾱ_t, (B, 1, 1, 1)
+        if self.scheduler.prediction_type == "epsilon":
+            return (x_t - (1 - a).sqrt() * output) / a.sqrt()
+        if self.scheduler.prediction_type == "v_prediction":
+            return a.sqrt() * x_t - (1 - a).sqrt() * output
+        return output
