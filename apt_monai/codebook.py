@@ -170,15 +170,20 @@ class PriorCodebook:
         return cls._from_json(path, _read_json(path), contrasts, encoder_fingerprint)
 
     @classmethod
-    def read(cls, path: str | Path) -> PriorCodebook:
-        """Read a codebook to look at it, whatever dataset and encoder it was made for; to make priors, :meth:`load` it.
+    def read(cls, path: str | Path, contrasts: ContrastSet | None = None) -> PriorCodebook:
+        """Read a codebook to look at it, whatever encoder it was made for; to make priors, :meth:`load` it.
+
+        Args:
+            path: the JSON file.
+            contrasts: the contrast set that it is for; None: the one of :data:`CONTRAST_SETS` that it names.
 
         Raises:
             CodebookError: not a codebook, or damaged, or of another version.
         """
         content = _read_json(path)
         try:
-            contrasts, fingerprint = get_contrast_set(str(content["dataset"])), content["encoder"]["fingerprint"]
+            contrasts = contrasts or get_contrast_set(str(content["dataset"]))
+            fingerprint = content["encoder"]["fingerprint"]
         except (KeyError, TypeError, ValueError) as error:
             raise CodebookError(f"{path}: damaged, or edited by hand ({error!r}); {REBUILD}") from error
         return cls._from_json(path, content, contrasts, fingerprint)

@@ -1,8 +1,8 @@
 """The contrast sets: which contrasts a dataset has, in which order, and how their files are called.
 
 Nothing else in the package knows a contrast by its position: every tensor that has a contrast axis is ordered as
-:attr:`ContrastSet.names`, and every other module asks the set. A set is a value: ``brats`` and ``adni`` are two, and a team
-with other contrasts writes its own into a file, from where it goes into each model's folder::
+:attr:`ContrastSet.names`, and every other module asks the set. A set is a value: ``brats`` and ``adni`` are two, and a
+team with other contrasts writes its own into a file, from where it goes into each model's folder::
 
     name: stroke
     contrasts:
@@ -82,9 +82,8 @@ class ContrastSet:
 
     def __post_init__(self) -> None:
         if len(self.contrasts) < 2 or len(set(self.names)) < len(self.names):
-            raise ValueError(
-                f"the contrast set {self.name} has {', '.join(self.names) or 'none'}: name two contrasts or more, once each"
-            )
+            found = ", ".join(self.names) or "none"
+            raise ValueError(f"the contrast set {self.name} has {found}: name two contrasts or more, each once")
         if {"subject", "seg", "mask"} & set(self.names):
             raise ValueError(f"the contrast set {self.name}: subject, seg and mask mean something else in a study")
         for role, names in (("references", self.references), ("mask_sources", self.mask_sources)):
@@ -208,8 +207,8 @@ def get_contrast_set(contrasts: ContrastSet | Mapping[str, Any] | str | Path) ->
     """A contrast set, however a config names it.
 
     Args:
-        contrasts: the set itself; the name of one of :data:`CONTRAST_SETS`; a YAML or JSON file with a set of one's own;
-            or what such a file holds.
+        contrasts: the set itself; the name of one of :data:`CONTRAST_SETS`; a YAML or JSON file with a set of one's
+            own; or what such a file holds.
 
     Raises:
         ValueError: neither a known name nor such a file; or the file's content is no contrast set. The message names

@@ -135,6 +135,8 @@ class TwoStageInferer(DiffusionInferer):
         (torch.Size([1, 2, 8, 8]), True)
     """
 
+    scheduler: DDPMScheduler
+
     def __init__(
         self,
         scheduler: DDPMScheduler,
@@ -166,7 +168,7 @@ class TwoStageInferer(DiffusionInferer):
         self.squared = squared
         self.next_step = next_step
 
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         inputs: torch.Tensor,
         diffusion_model: Denoiser,

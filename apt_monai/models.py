@@ -20,10 +20,10 @@ from apt_monai.errors import ModelError
 from apt_monai.files import write_text
 from apt_monai.hardware import choose_device, choose_precision
 from apt_monai.methods import METHODS, Method
+from apt_monai.places import FORMAT, read_settings
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "apt_monai.model/2"
 PHANTOM = "digital phantom"
 """What ``trained_on`` says of a model that has never seen a patient."""
 
@@ -115,7 +115,7 @@ def save_model_settings(model_dir: str | Path, settings: Mapping[str, Any]) -> N
 
     with lead_first():
         if path.exists():
-            old = _read_settings(path)
+            old = read_settings(model_dir)
             differing = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
             if differing:
                 found = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in differing)
@@ -149,7 +149,7 @@ def load_model_settings(model_dir: str | Path) -> dict[str, Any]:
     """
     model_dir = Path(model_dir)
     path = model_dir / "model.json"
-    settings = _read_settings(path)
+    settings = read_settings(model_dir)
     lacking = [key for key in ("method", "contrasts", "sampling", "trained_on") if key not in settings]
     if settings.get("method", "apt") not in METHODS:
         raise ModelError(f"{path}: is of the method {settings['method']!r}; this version knows {', '.join(METHODS)}")
@@ -158,21 +158,4 @@ def load_model_settings(model_dir: str | Path) -> dict[str, Any]:
     source = settings.get("encoder_source")
     if isinstance(source, str) and (model_dir / source).is_dir():
         settings["encoder_source"] = str((model_dir / source).resolve())
-    return settings
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; give a folder that a training has written") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}); restore the file or train again") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{path}: is a JSON {type(settings).__name__}, settings by name are needed; restore the file")
-    if settings.get("format") != FORMAT:
-        raise ModelError(
-            f"{path}: is of the layout {settings.get('format')!r}, and this version reads {FORMAT!r}; choose another "
-            "model folder and train again, or use the version of apt_monai that wrote it"
-        )
     return settings

@@ -7,11 +7,14 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from apt_monai.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
+FORMAT = "apt_monai.model/2"
+"""The layout of a model's folder, as its ``model.json`` says it."""
 LAST_WRITTEN = "model.pt"
 """The file that a training writes last, whatever the method."""
 
@@ -97,8 +100,8 @@ def find_model(model_dir: str | Path | None, bundle: str, bundle_root: str | Pat
     """The model folder to work with, and a log line that says which.
 
     Args:
-        model_dir: the folder to use; None: the bundle's own training (:func:`trained_model`) if it is finished, else the
-            weights that come with the bundle.
+        model_dir: the folder to use; None: the bundle's own training (:func:`trained_model`) if it is finished, else
+            the weights that come with the bundle.
         bundle: the bundle's name, such as ``"apt_brats"``.
         bundle_root: its folder; None: where :func:`find_bundle` finds it.
 
@@ -122,3 +125,32 @@ def find_model(model_dir: str | Path | None, bundle: str, bundle_root: str | Pat
         raise ModelError(f"{folder}: no such folder; give the folder of a finished training")
     logger.info("using the model in %s", folder)
     return folder
+
+
+def read_settings(model_dir: str | Path) -> dict[str, Any]:
+    """What a model folder's ``model.json`` holds, of this version's layout.
+
+    Raises:
+        ModelError: the file is missing, or is not a JSON object, or of another layout.
+
+    Example::
+
+        >>> _ = Path("model.json").write_text('{"format": "apt_monai.model/2", "image_size": 64}')
+        >>> read_settings(".")["image_size"]
+        64
+    """
+    path = Path(model_dir) / "model.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; give a folder that a training has written") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error}); restore the file or train again") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path}: is a JSON {type(settings).__name__}, settings by name are needed; restore the file")
+    if settings.get("format") != FORMAT:
+        raise ModelError(
+            f"{path}: is of the layout {settings.get('format')!r}, and this version reads {FORMAT!r}; choose another "
+            "model folder and train again, or use the version of apt_monai that wrote it"
+        )
+    return settings

@@ -111,7 +111,7 @@ class Synthesizer:
     def pending(
         self, studies: Sequence[Mapping[str, str]], out: str | Path, targets: Sequence[str] | None = None
     ) -> list[dict[str, str]]:
-        """The studies that are still to be synthesised into a folder; see :func:`apt_monai.data.writers.pending_studies`."""
+        """The studies that are still to be synthesised; see :func:`apt_monai.data.writers.pending_studies`."""
         return pending_studies(studies, out, self.contrasts, self.provenance, self.dtype, targets)
 
     def writer(self, out: str | Path, targets: Sequence[str] | None = None) -> SaveSyntheticStudyd:

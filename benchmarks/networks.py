@@ -17,15 +17,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import BRATS
 from apt_monai.engines import to_device
-from apt_monai.inferers import Synthesizer, TwoStageInferer
-from apt_monai.networks import MutualInformationFusion, VisionEncoder, write_untrained_encoder
+from apt_monai.inferers import TwoStageInferer
+from apt_monai.methods import APT
+from apt_monai.networks import MutualInformationFusion, PublishedDenoiser, VisionEncoder, write_untrained_encoder
+from apt_monai.transforms import StudyPreprocessing
 from apt_monai.transforms.bezier import BEZIER_CURVES
 from benchmarks.workloads import MISSING, Variant, Workload
 
 
-def make_synthesizer(
-    workload: Workload, variant: Variant, s: int, n: int, encoder_folder: str, device: torch.device
-) -> Synthesizer:
+def make_method(workload: Workload, variant: Variant, s: int, n: int, encoder_folder: str, device: torch.device) -> APT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = DiffusionModelUNet(**workload.network_settings)
@@ -37,20 +37,17 @@ def make_synthesizer(
     network = network.to(device).eval()
     if variant.fast:
         network = network.to(memory_format=torch.channels_last)
-    inferer = TwoStageInferer(
-        paper_scheduler(),
-        sampling_steps=s,
-        unroll_iterations=n,
-        guidance_scale=variant.guidance_scale,
-        precision="bfloat16" if variant.fast else "float32",
-    )
+    scheduler = paper_scheduler()
+    inferer = TwoStageInferer(scheduler, sampling_steps=s, unroll_iterations=n, guidance_scale=variant.guidance_scale)
+    denoiser = PublishedDenoiser(network, scheduler, "bfloat16" if variant.fast else "float32")
     encoder = VisionEncoder(encoder_folder).to(device)
     entries = {
         target: [CodebookEntry(source, "unchanged", 1, 1.0, 1.0) for source in BRATS.names if source != target]
         for target in BRATS.names
     }
     codebook = PriorCodebook(BRATS, entries, BEZIER_CURVES, encoder.fingerprint, encoder.source, "", 0, 0)
-    return Synthesizer(network, fusion.to(device), inferer, codebook, encoder)
+    preprocessing = StudyPreprocessing(BRATS, workload.image_size)
+    return APT(denoiser, fusion.to(device), inferer, preprocessing, codebook, encoder)
 
 
 def paper_scheduler() -> DDPMScheduler:

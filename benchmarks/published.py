@@ -8,24 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apt_monai.inferers import Synthesizer, slice_seed
+from apt_monai.inferers import slice_seed
+from apt_monai.methods import APT
 
 
 def synthesize_published_way(
-    synthesizer: Synthesizer,
+    method: APT,
     batch: Mapping[str, Any],
     available: Tensor,
     progress: Callable[[int], Any] | None = None,
 ) -> Tensor:
-    """What :class:`~apt_monai.inferers.Synthesizer` computes, done as the published code does it.
+    """What :class:`~apt_monai.methods.APT` computes, done as the published code does it.
 
     One slice at a time; the vision encoder and MIF run at every step; float32; the weights ask for gradients while the
     guidance differentiates through the U-Net (:func:`torch.autograd.grad`, as in the published code). The settings and
-    the noise are the synthesizer's, so that the result is the same.
+    the noise are the method's, so that the result is the same.
 
     Args:
-        synthesizer: with an encoder, a codebook, ``squared=False``, ``next_step="forward"`` and ε-prediction.
-        batch: one slice sample, collated (see :class:`~apt_monai.inferers.Synthesizer`).
+        method: with an encoder, a codebook, ``squared=False``, ``next_step="forward"`` and ε-prediction.
+        batch: one slice sample, collated (see :class:`~apt_monai.methods.APT`).
         available: ``(1, C)`` bool, True = acquired.
         progress: called with 1 after each pass.
 
@@ -35,14 +36,14 @@ def synthesize_published_way(
     Raises:
         ValueError: more than one slice, or no encoder or codebook.
     """
-    network, fusion, encoder = synthesizer.network, synthesizer.fusion, synthesizer.encoder
-    settings, codebook = synthesizer.inferer, synthesizer.codebook
+    network, fusion, encoder = method.network, method.fusion, method.encoder
+    settings, codebook = method.inferer, method.codebook
     image, brain = batch["image"], batch["region"] > 0
     if len(image) != 1 or encoder is None or codebook is None:
         raise ValueError("the published way needs a batch of one slice, an encoder and a codebook")
     known = available[:, :, None, None]  # (1, C, 1, 1)
     y = torch.where(known, image, torch.full_like(image, -1.0))
-    seed = slice_seed(synthesizer.seed, batch["subject"][0], int(batch["slice"][0]))
+    seed = slice_seed(method.seed, batch["subject"][0], int(batch["slice"][0]))
     generator = torch.Generator(image.device).manual_seed(seed)
 
     def noised(x0: Tensor, t: int) -> Tensor:

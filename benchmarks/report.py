@@ -15,7 +15,7 @@ def render(results: Mapping[str, Any]) -> str:
     """The results of :func:`measure` as Markdown."""
     workload, machine, network = results["workload"], results["machine"], results["network"]
     alignment, slices, codebook = results["alignment"], results["slices"], results["codebook"]
-    passes, published = TwoStageInferer(paper_scheduler()).network_passes(), results["synthesis"][0]
+    passes, published = TwoStageInferer(paper_scheduler()).passes, results["synthesis"][0]
     targets = [(wanted, found, "yes" if reached else "no") for wanted, found, reached in _targets(results)]
     synthesis = [_synthesis_row(entry) for entry in results["synthesis"]]
     reading = [

@@ -6,7 +6,7 @@ from typing import Any
 
 from apt_monai.inferers import TwoStageInferer
 from benchmarks.machine import best_device, peak_memory
-from benchmarks.networks import make_batch, make_synthesizer, paper_scheduler
+from benchmarks.networks import make_batch, make_method, paper_scheduler
 from benchmarks.published import synthesize_published_way
 from benchmarks.stopwatch import Stopwatch, summarize_laps
 from benchmarks.workloads import Variant, Workload
@@ -20,20 +20,20 @@ def measure_synthesis(workload: Workload, variant: Variant, encoder_folder: str)
     device = best_device()
     slices = workload.batch_size if variant.batched else 1
     s, n = workload.batch_steps if variant.batched else workload.steps
-    synthesizer = make_synthesizer(workload, variant, s, n, encoder_folder, device)
+    method = make_method(workload, variant, s, n, encoder_folder, device)
     batch, available = make_batch(workload, slices, device)
     stopwatch = Stopwatch(device)
-    stopwatch.watch(synthesizer.network, "forward", "backward")
-    stopwatch.watch(synthesizer.fusion, "encode")
-    if synthesizer.encoder is not None:
-        stopwatch.watch(synthesizer.encoder, "encode")
+    stopwatch.watch(method.network, "forward", "backward")
+    stopwatch.watch(method.fusion, "encode")
+    if method.encoder is not None:
+        stopwatch.watch(method.encoder, "encode")
     before = peak_memory(device)
     if variant.published:
-        synthesize_published_way(synthesizer, batch, available, stopwatch.lap)
+        synthesize_published_way(method, batch, available, stopwatch.lap)
     else:
-        synthesizer(batch, available, stopwatch.lap)
+        method(batch, available, stopwatch.lap)
     return {
-        **summarize_laps(stopwatch.laps, slices, TwoStageInferer(paper_scheduler()).network_passes()),
+        **summarize_laps(stopwatch.laps, slices, TwoStageInferer(paper_scheduler()).passes),
         "memory_before": before,
         "peak_memory": peak_memory(device),
     }

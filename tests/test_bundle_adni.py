@@ -18,7 +18,7 @@ from tiny_dicom import write_series
 from tiny_studies import write_nifti
 
 from apt_monai.contrasts import ADNI
-from apt_monai.data import read_studies
+from apt_monai.data.readers import read_studies
 from apt_monai.files import file_sha256
 from apt_monai.phantom import write_phantom_dataset
 from apt_monai.preprocessing.study import PreprocessingSettings, preprocess_cohort, to_scanner_space

@@ -23,7 +23,7 @@ from apt_monai.cli.launch import BundleError, config_files, run_bundle
 from apt_monai.cli.parser import MASK
 from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, ContrastSet, get_contrast_set
-from apt_monai.data import read_studies
+from apt_monai.data.readers import read_studies
 from apt_monai.io import read_volume
 from apt_monai.preprocessing.study import MASK_TOOLS, PreprocessingSettings
 

@@ -17,7 +17,7 @@ from test_files import almost_full_disk
 
 from apt_monai import __version__
 from apt_monai.contrasts import BRATS
-from apt_monai.data import read_studies
+from apt_monai.data.readers import read_studies
 from apt_monai.data.writers import SaveSyntheticStudyd, check_writable, pending_studies, synthetic_path
 from apt_monai.errors import StudyError
 from apt_monai.files import file_sha256

@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0; 1 where studies of a cohort failed; 2 after an error, which is one line on the standard
         error; 130 if interrupted; that of torchrun's processes if one failed.
     """
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build_parser(words).parse_args(words)
     if arguments.traceback:
         os.environ[TRACEBACK] = "1"
     try:

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from apt_monai.codebook import PriorCodebook
-from apt_monai.models import find_bundle_root, find_model_dir
+from apt_monai.contrasts import get_contrast_set
+from apt_monai.places import find_model, read_settings
 from apt_monai.visualize import draw_codebook
 
 CODEBOOK_NAME = "codebook.json"
@@ -16,11 +17,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a codebook, and draw it where that is asked for."""
     path = arguments.path
     if path is None:
-        bundle = find_bundle_root(f"apt_{arguments.dataset}")
-        path = find_model_dir(None, bundle)
+        path = find_model(None, f"apt_{arguments.dataset}")
+    contrasts = None
     if path.is_dir():
+        contrasts = get_contrast_set(read_settings(path)["contrasts"])
         path = path / CODEBOOK_NAME
-    codebook = PriorCodebook.read(path)
+    codebook = PriorCodebook.read(path, contrasts)
     print(f"{path}\n\n{codebook_text(codebook)}")
     if arguments.picture:
         print(f"\nDrawn in {draw_codebook(arguments.picture, codebook)}")

@@ -18,10 +18,12 @@ from monai.bundle import ConfigParser
 
 from apt_monai.cli.launch import config_files, run_bundle, shown
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.data import load_split, read_studies, synthetic_path
+from apt_monai.data.readers import read_studies
+from apt_monai.data.splits import load_split
+from apt_monai.data.writers import synthetic_path
 from apt_monai.files import complete_file
-from apt_monai.models import MODEL_FILES
 from apt_monai.phantom import write_phantom_dataset
+from apt_monai.places import LAST_WRITTEN
 from apt_monai.visualize import draw_volume
 
 DEMO_SEED = 1  # of the phantom: the shipped weights were trained on that of seed 0, so every subject is new to them
@@ -75,7 +77,7 @@ class Demo:
     ) -> None:
         self.out = Path(out).absolute()
         self.contrasts = get_contrast_set(dataset)
-        self.training_configs = config_files(dataset, "train", ["demo.yaml"])
+        self.training_configs = config_files(f"apt_{dataset}", "train", ["demo.yaml"])
         self.subjects = subjects
         sizes = ConfigParser.load_config_file(self.training_configs[-1])
         self.spacing: float = sizes["phantom_spacing"] if spacing is None else spacing
@@ -83,13 +85,13 @@ class Demo:
         self.slices_per_subject = slices_per_subject
         # What makes synthesis fast enough for a demo; the configs' defaults are the paper's
         self.sampling: dict[str, Any] = {
-            "sampling#guidance_scale": 0.0,  # a third of the cost, see TwoStageInferer
-            "sampling#sampling_steps": 5,
-            "sampling#unroll_iterations": unroll_iterations,
+            "guidance_scale": 0.0,  # a third of the cost, see TwoStageInferer
+            "sampling_steps": 5,
+            "unroll_iterations": unroll_iterations,
         }
         shipped = self.training_configs[0].parents[1] / "models"
         self.models = {OWN: self.out / "model"}
-        if all((shipped / name).is_file() for name in MODEL_FILES):
+        if (shipped / LAST_WRITTEN).is_file():
             self.models[SHIPPED] = shipped
         else:
             print(f"No shipped weights in {shown(shipped)}: this shows the demo's own training alone.", flush=True)
@@ -132,7 +134,9 @@ class Demo:
             "model_dir": self.models[weights],
             "output_dir": self.out / "synthetic" / weights,
         }
-        run_bundle("run", config_files(self.contrasts.name, "inference"), overrides | self.sampling)
+        run_bundle(
+            "run", config_files(f"apt_{self.contrasts.name}", "inference"), {**overrides, "sampling": self.sampling}
+        )
 
     def evaluate(self, weights: str) -> None:
         """Each contrast from the others, on the test subjects; tables and pictures in OUT/eval."""
@@ -144,7 +148,11 @@ class Demo:
             "output_dir": self.out / "eval" / weights,
             "slices_per_subject": self.slices_per_subject,
         }
-        run_bundle("evaluating", config_files(self.contrasts.name, "evaluate"), overrides | self.sampling)
+        run_bundle(
+            "evaluating",
+            config_files(f"apt_{self.contrasts.name}", "evaluate"),
+            {**overrides, "sampling": self.sampling},
+        )
 
     def missing_contrasts(self) -> dict[str, str]:
         """The contrast that each of up to two test subjects is to lack, another one each, by subject."""

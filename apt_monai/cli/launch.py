@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apt_monai.bundle import literal, read_argument, run_workflow
+from apt_monai.places import find_bundle
 
 GRACE_SECONDS = 20  # after Ctrl-C: how long the command may take to end by itself
 
@@ -30,25 +31,20 @@ class BundleError(RuntimeError):
         self.status = status
 
 
-def config_files(dataset: str, config: str, overlays: Sequence[str] = (), processes: int = 1) -> list[Path]:
+def config_files(bundle: str, config: str, overlays: Sequence[str] = ()) -> list[Path]:
     """A bundle's config and the overlays on it, in the order in which MONAI merges them.
 
     Args:
-        dataset: the dataset's name; its bundle is ``apt_<dataset>``.
+        bundle: its name, such as ``"apt_brats"``.
         config: ``"train"``, ``"inference"`` or ``"evaluate"``.
         overlays: configs of the bundle by name (``"demo.yaml"``), or paths.
-        processes: above 1, ``multi_gpu_<config>.yaml`` is laid over the config first, where the bundle has it.
 
     Raises:
         ValueError: there is no such bundle or overlay.
     """
-    from apt_monai.models import find_bundle_root  # torch: a second or two
-
-    folder = Path(find_bundle_root(f"apt_{dataset}")) / "configs"
-    shared = f"multi_gpu_{config}.yaml"
-    names = [f"{config}.yaml", *([shared] if processes > 1 and (folder / shared).is_file() else []), *overlays]
+    folder = find_bundle(bundle) / "configs"
     files = []
-    for name in names:
+    for name in (f"{config}.yaml", *overlays):
         file = next((path for path in (folder / name, Path(name).absolute()) if path.is_file()), None)
         if file is None:
             known = ", ".join(sorted(path.name for path in folder.glob("*.yaml")))
@@ -61,11 +57,11 @@ PATHS = {"data": "dataset_dir", "series": "series", "model": "model_dir", "work"
 """What the bundles' configs call the paths that the commands take."""
 
 
-def run_config(arguments: argparse.Namespace, run_id: str, config: str, **overrides: Any) -> None:
-    """Run a config of the dataset's bundle with what a command was given; paths are made absolute."""
+def run_config(arguments: argparse.Namespace, bundle: str, run_id: str, config: str, **overrides: Any) -> None:
+    """Run a bundle's config with what a command was given; paths are made absolute."""
     given = {key: path for name, key in PATHS.items() if (path := getattr(arguments, name, None)) is not None}
     paths = {key: Path(path).absolute() for key, path in given.items()}
-    configs = config_files(arguments.dataset, config, arguments.overlay, arguments.gpus)
+    configs = config_files(bundle, config, arguments.overlay)
     run_bundle(run_id, configs, paths | overrides | dict(arguments.set), arguments.gpus)
 
 

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from apt_monai.cli.arguments import Help, at_least, grid, key_and_value, plain_name
-from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS
+from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, get_contrast_set
+from apt_monai.places import read_settings
 
 PROGRAM = "python -m apt_monai"
 RAW = "adni-raw"  # the phantom that is to be preprocessed
 DATASETS = list(CONTRAST_SETS)
+DATASET = f"{{{','.join(DATASETS)}}}|FILE"
+WHOSE = "whose contrasts; FILE: a contrast set of your own, in YAML"
 MASK = "deepbet"  # as PreprocessingSettings has it, which takes seconds to import
 
 
-def contrast_names() -> list[str]:
-    """The names of all sets, each once."""
-    return list(dict.fromkeys(name for contrasts in CONTRAST_SETS.values() for name in contrasts.names))
+def contrast_names(argv: Sequence[str]) -> list[str]:
+    """The names of all sets, and of the set of the model that a command line names, each once."""
+    sets = list(CONTRAST_SETS.values())
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument("--model")
+    with suppress(argparse.ArgumentError, ValueError, OSError):  # the command itself says what is wrong
+        model = peek.parse_known_args(argv)[0].model
+        sets += [get_contrast_set(read_settings(model)["contrasts"])] if model else []
+    return list(dict.fromkeys(name for contrasts in sets for name in contrasts.names))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser; what ``name`` says a command is called is its module here."""
+def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser; what ``name`` says a command is called is its module here.
+
+    Args:
+        argv: the command line: ``synthesize`` takes the contrasts of the model that it names.
+    """
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description="APT on MONAI: synthesis of missing brain-MR contrasts. Research software, not a medical device. "
@@ -30,8 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="name", required=True)
-    for add in (_phantom, _preprocess, _train, _synthesize, _evaluate, _codebook, _demo):
+    for add in (_phantom, _preprocess, _train, _evaluate, _codebook, _demo):
         add(commands)
+    _synthesize(commands, contrast_names(argv))
     return parser
 
 
@@ -96,8 +112,8 @@ def _model(command: argparse.ArgumentParser) -> None:
         "--model",
         type=Path,
         metavar="DIR",
-        help="the trained model's folder (default: models/trained of the bundle, else the phantom weights that "
-        "come with it)",
+        help="the trained model's folder (default: what train trained without --model, else the phantom weights "
+        "that come with the bundle)",
     )
 
 
@@ -134,7 +150,7 @@ def _preprocess(commands: Any) -> None:
     )
     preprocess.add_argument("raw", metavar="RAW", help="the folder of studies: a folder each, BIDS, or see --series")
     preprocess.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
-    preprocess.add_argument("--dataset", default=ADNI.name, choices=DATASETS, help="whose contrasts")
+    preprocess.add_argument("--dataset", default=ADNI.name, metavar=DATASET, help=WHOSE)
     preprocess.add_argument(
         "--grid",
         type=grid,
@@ -171,12 +187,12 @@ def _train(commands: Any) -> None:
     train.add_argument(
         "--phantom", action="store_true", help="train on the digital phantom that the bundle writes, instead of DATA"
     )
-    train.add_argument("--dataset", default=BRATS.name, choices=DATASETS, help="which bundle")
+    train.add_argument("--dataset", default=BRATS.name, metavar=DATASET, help=WHOSE)
     train.add_argument(
         "--model",
         type=Path,
         metavar="DIR",
-        help="where the model goes; continued if interrupted (default: models/trained of the bundle)",
+        help="where the model goes; continued if interrupted (default: in your user folder, which is named at the end)",
     )
     train.add_argument(
         "--work",
@@ -187,7 +203,7 @@ def _train(commands: Any) -> None:
     )
 
 
-def _synthesize(commands: Any) -> None:
+def _synthesize(commands: Any, names: list[str]) -> None:
     synthesize = _add(
         commands,
         "synthesize",
@@ -204,15 +220,23 @@ def _synthesize(commands: Any) -> None:
         "What was acquired, on one grid and skull-stripped: for each contrast a NIfTI file, or the folder of a DICOM "
         "series\n(FOLDER::echo=2 for its second echo).",
     )
-    for name in contrast_names():
+    for name in names:
         patient.add_argument(f"--{name}", metavar="PATH")
+    synthesize.set_defaults(contrast_names=names)
     patient.add_argument(
         "--subject", type=plain_name, default="study", metavar="NAME", help="what the patient's volumes are called"
     )
     synthesize.add_argument(
+        "--target",
+        action="append",
+        metavar="CONTRAST",
+        help="a contrast to write; one that was acquired, but spoilt, is then no source; repeatable (default: what is "
+        "missing)",
+    )
+    synthesize.add_argument(
         "--dataset",
-        choices=DATASETS,
-        help="which bundle; needed with DATA, unless --model says it (default for one patient: the model's; without "
+        metavar=DATASET,
+        help="whose contrasts; needed with DATA, unless --model says it (default for one patient: the model's; without "
         f"--model the first of {', '.join(DATASETS)} that has the contrasts given)",
     )
     synthesize.add_argument(
@@ -237,7 +261,7 @@ def _evaluate(commands: Any) -> None:
         "folder, all: --set 'split_file=$None'",
     )
     evaluate.add_argument(
-        "--dataset", choices=DATASETS, help=f"which bundle (default: the model's; without --model {DATASETS[0]})"
+        "--dataset", metavar=DATASET, help=f"whose contrasts (default: the model's; without --model {DATASETS[0]})"
     )
     evaluate.add_argument(
         "--cases", choices=["all"], help="every subset of acquired contrasts (default: each contrast from all others)"
@@ -246,7 +270,7 @@ def _evaluate(commands: Any) -> None:
         "--out", type=Path, default=Path("eval"), metavar="DIR", help="the folder; continued if interrupted"
     )
     evaluate.add_argument(
-        "--work", type=Path, metavar="DIR", help="the slices; can be deleted (default: work of the bundle)"
+        "--work", type=Path, metavar="DIR", help="the slices; can be deleted (default: in your user folder)"
     )
     _model(evaluate)
 

@@ -5,62 +5,58 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from apt_monai.bundle import quick_imports
-from apt_monai.cli.choices import dataset_of, datasets_with
+from apt_monai.cli.choices import bundle_of, contrasts_of, datasets_with
 from apt_monai.cli.launch import run_config
-from apt_monai.cli.parser import contrast_names
-from apt_monai.contrasts import CONTRAST_SETS, ContrastSet, get_contrast_set
+from apt_monai.contrasts import CONTRAST_SETS, ContrastSet
+from apt_monai.data.readers import read_studies
+from apt_monai.errors import StudyError
+from apt_monai.io.series_path import parse_series_path
+from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the absent contrasts of a folder of studies or of one patient, and say where they are."""
-    given = {name: path for name in contrast_names() if (path := getattr(arguments, name))}
+    given = {name: path for name in arguments.contrast_names if (path := getattr(arguments, name))}
     if (arguments.data is None) == (not given):
         raise ValueError(
             "give either DATA, a folder of studies, or one patient's files: "
-            + ", ".join(f"--{name}" for name in contrast_names())
+            + ", ".join(f"--{name}" for name in arguments.contrast_names)
         )
     unsaid = arguments.dataset is None and arguments.model is None
     if unsaid and arguments.data is not None:
         choices = " or ".join(f"--dataset {name}" for name in CONTRAST_SETS)
         raise ValueError(f"{arguments.data}: whose contrasts may be missing there? Give {choices}, or --model")
-    arguments.dataset = dataset_of(arguments, list(given))
-    with quick_imports():  # monai: seconds
-        from apt_monai.data.readers import read_studies
-        from apt_monai.data.writers import synthetic_path
-
-    contrasts, overrides = get_contrast_set(arguments.dataset), {}
+    contrasts = contrasts_of(arguments, [*given, *(arguments.target or ())])
+    contrasts.check(arguments.target or ())
+    overrides: dict[str, object] = {"targets": arguments.target} if arguments.target else {}
     if arguments.data is not None:
         read_studies(arguments.data, contrasts, series=arguments.series)
-        written = [f"{arguments.out}/*/*_SYNTHETIC.nii.gz"]
+        subject, targets = "*", ["*"]
     else:
-        study = _read_patient(arguments, contrasts, given)
-        overrides["studies"] = [study]
-        targets = [name for name in contrasts.names if name not in study]
-        written = [str(synthetic_path(arguments.out, arguments.subject, name)) for name in targets]
-    run_config(arguments, "run", "inference", **overrides)
-    others = [name for name in datasets_with(list(given)) if name != arguments.dataset]
+        overrides["studies"] = [_read_patient(arguments, contrasts, given)]
+        subject, targets = arguments.subject, arguments.target or [n for n in contrasts.names if n not in given]
+    run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
+    others = [name for name in datasets_with(list(given)) if name != contrasts.name]
     if unsaid and others:
-        print(f"\nBy the bundle of {arguments.dataset}; another knows these contrasts too: --dataset {others[0]}")
+        print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")
+    written = [f"{arguments.out}/{subject}/{subject}_{target}_{SYNTHETIC}.nii.gz" for target in targets]
     print("\nSynthesised, not acquired; for research, not for diagnosis or treatment:", *written, sep="\n  ")
     return 0
 
 
 def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: dict[str, str]) -> dict[str, str]:
-    """The study of one patient's files, which are read to be checked here, before the bundle's command starts."""
-    from apt_monai.io.sidecar import is_synthetic_name
-    from apt_monai.transforms import LoadStudyd
-
+    """The study of one patient's files; what can be known without reading them is checked."""
     if arguments.series:
         raise ValueError("--series is for DATA, a folder of studies; the flags say which contrast a file is")
     contrasts.check(given)
-    if set(given) == set(contrasts.names):
+    if set(given) == set(contrasts.names) and not arguments.target:
         raise ValueError(
-            f"nothing to synthesise: every contrast of {contrasts.name} is given ({', '.join(contrasts.names)})"
+            f"nothing to synthesise: every contrast of {contrasts.name} is given ({', '.join(contrasts.names)}); "
+            "to synthesise one nevertheless, name it: --target"
         )
     for name, path in given.items():
         if is_synthetic_name(path):
             raise ValueError(f"--{name} {path}: is synthesised, as its name says; give acquired contrasts alone")
-    study = {"subject": arguments.subject} | {name: str(Path(path).absolute()) for name, path in given.items()}
-    LoadStudyd(contrasts)(study)
-    return study
+        if not Path(path).exists() and not parse_series_path(path)[0].is_dir():
+            raise StudyError(f"--{name} {path}: no such file or folder; correct the path")
+    return {"subject": arguments.subject} | {name: str(Path(path).absolute()) for name, path in given.items()}

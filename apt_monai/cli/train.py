@@ -6,27 +6,32 @@ import argparse
 import shlex
 from pathlib import Path
 
-from apt_monai.bundle import quick_imports
+from apt_monai.cli.choices import bundle_of
 from apt_monai.cli.launch import run_config
 from apt_monai.cli.parser import PROGRAM
+from apt_monai.contrasts import CONTRAST_SETS, get_contrast_set
+from apt_monai.data.readers import read_studies
+from apt_monai.places import LAST_WRITTEN, trained_model
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train on DATA, or on the bundle's phantom, and say how to evaluate the model."""
     if (arguments.data is None) != arguments.phantom:
         raise ValueError("give either DATA, the folder of studies to train on, or --phantom, to train on the phantom")
-    with quick_imports():  # monai: seconds
-        from apt_monai.data.readers import read_studies
-        from apt_monai.models import find_bundle_root
-
+    contrasts = get_contrast_set(arguments.dataset)
     if arguments.data is not None:
-        read_studies(arguments.data, arguments.dataset, require_all=True, series=arguments.series)
-    model = arguments.model or Path(find_bundle_root(f"apt_{arguments.dataset}"), "models", "trained")
-    data = arguments.data or str((arguments.work or model / "work") / "phantom")
-    finished = (model / "model.pt").exists()
-    run_config(arguments, "training", "train")
+        read_studies(arguments.data, contrasts, require_all=True, series=arguments.series)
+    arguments.model = arguments.model or trained_model(f"apt_{contrasts.name}")
+    data = arguments.data or str((arguments.work or arguments.model / "work") / "phantom")
+    finished = (arguments.model / LAST_WRITTEN).exists()
+    known = arguments.dataset in CONTRAST_SETS
+    overrides = {} if known else {"contrasts": Path(arguments.dataset).absolute()}
+    run_config(arguments, bundle_of(contrasts), "training", "train", **overrides)
     if finished:
-        print(f"\n{model}/model.pt was there already, nothing was trained: for other settings, name another --model")
-    words = ["evaluate", data, "--dataset", arguments.dataset, "--model", str(model)]
-    print(f"\nThe model is in {model}. Next, evaluate it with\n  {PROGRAM} {shlex.join(words)}")
+        print(
+            f"\n{arguments.model}/{LAST_WRITTEN} was there already, nothing was trained: for other settings, name "
+            "another --model"
+        )
+    words = ["evaluate", data, "--model", str(arguments.model)]
+    print(f"\nThe model is in {arguments.model}. Next, evaluate it with\n  {PROGRAM} {shlex.join(words)}")
     return 0

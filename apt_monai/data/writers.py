@@ -60,16 +60,16 @@ class SaveSyntheticStudyd(Transform):
     [-1, 1] on the slices' grid; only the absent contrasts are used.
 
     For each absent contrast, writes ``<output_dir>/<subject>/<subject>_<contrast>_SYNTHETIC.nii.gz``: the shape,
-    affine, sform, qform and units of the file whose intensity scale it takes (of a DICOM series the affine, in mm and as
-    a scanner's space; the shape is columns, rows, slices), and a header whose description begins with
+    affine, sform, qform and units of the file whose intensity scale it takes (of a DICOM series the affine, in mm and
+    as a scanner's space; the shape is columns, rows, slices), and a header whose description begins with
     ``SYNTHETIC apt_monai``. Beside it, with the same name and ``.json``, the sidecar: where the volume comes from
     (each source's path and SHA-256, the provenance).
 
     Intensities: a contrast that was not acquired has no scale of its own, and MR intensities are arbitrary. It takes
     that of the acquired contrast that :meth:`ContrastSet.intensity_source` names: -1 and 1 become the raw intensities
     that had become -1 and 1 there, linearly between, so that it spans the robust range of that contrast. Only the look
-    within the volume means something. Outside the brain it is exactly 0. With ``dtype="int16"`` the largest intensity is
-    stored as 32767 (``scl_slope``, no ``scl_inter``), and a read voxel is at most ``max |intensity| / 65534`` off.
+    within the volume means something. Outside the brain it is exactly 0. With ``dtype="int16"`` the largest intensity
+    is stored as 32767 (``scl_slope``, no ``scl_inter``), and a read voxel is at most ``max |intensity| / 65534`` off.
 
     The same input gives the same bytes. A file is complete or not there, and the sidecar is written last: a volume
     without one is not finished.

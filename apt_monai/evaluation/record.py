@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from apt_monai.contrasts import ContrastSet
-from apt_monai.data.writers import check_writable
 from apt_monai.evaluation.fingerprints import sha256
 from apt_monai.evaluation.pictures import picture_name
 from apt_monai.evaluation.scores import Row
-from apt_monai.files import write_text
+from apt_monai.files import check_writable, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Evaluation: methods × subsets of acquired contrasts on the test slices, as tables and pictures.
 
-Each :class:`apt_monai.methods.Method` is scored with PSNR and SSIM of every missing contrast in three regions: the whole
-slice, the brain, and the tumour where a slice has one.
+Each :class:`apt_monai.methods.Method` is scored with PSNR and SSIM of every missing contrast in three regions: the
+whole slice, the brain, and the tumour where a slice has one.
 """
 
 from __future__ import annotations

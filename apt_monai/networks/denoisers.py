@@ -1,8 +1,8 @@
 """Denoisers: from a noised slice and what is known of it to the clean slice, whatever the network predicts.
 
-The seam between networks and the sampler (after k-diffusion and EDM2). What a network is given, what it predicts (noise,
-the clean image, a velocity), the loss on it, its precision and the offset of its timesteps live here, once, for training
-and sampling alike; :class:`apt_monai.inferers.TwoStageInferer` knows none of it.
+The seam between networks and the sampler (after k-diffusion and EDM2). What a network is given, what it predicts
+(noise, the clean image, a velocity), the loss on it, its precision and the offset of its timesteps live here, once, for
+training and sampling alike; :class:`apt_monai.inferers.TwoStageInferer` knows none of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from monai.networks.schedulers import DDPMScheduler
 from torch import Tensor, nn
@@ -87,7 +86,8 @@ class PublishedDenoiser(Denoiser):
         ...         return 0.1 * x
         >>> denoiser = PublishedDenoiser(Network(), DDPMScheduler(1000, schedule="cosine"))
         >>> y, m = torch.zeros(1, 2, 8, 8), torch.tensor([[True, False]])
-        >>> prediction = denoiser(torch.rand(1, 2, 8, 8), torch.tensor([400]), Conditions(y, m, context=torch.ones(1, 16)))
+        >>> known = Conditions(y, m, context=torch.ones(1, 16))
+        >>> prediction = denoiser(torch.rand(1, 2, 8, 8), torch.tensor([400]), known)
         >>> prediction.clean.shape
         torch.Size([1, 2, 8, 8])
     """

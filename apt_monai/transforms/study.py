@@ -85,8 +85,8 @@ class LoadStudyd(Transform):
     - ``"region"``: MetaTensor ``(1, X, Y, Z)`` uint8: 0 = outside the brain, 1 = brain (the mask; without one,
       where any acquired contrast is not 0), 2 = tumour (inside the brain). Where a volume's background is not exactly
       0, as resampling leaves it, what is below 1e-3 of its robust maximum counts as 0;
-    - ``"paths"``, ``"sha256"``, ``"headers"``: the acquired contrasts' paths, their files' hashes and their NIfTI headers
-      (None of a DICOM series) by name, in the order of the contrast axis.
+    - ``"paths"``, ``"sha256"``, ``"headers"``: the acquired contrasts' paths, their files' hashes and their NIfTI
+      headers (None of a DICOM series) by name, in the order of the contrast axis.
 
     Args:
         contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
