@@ -250,8 +250,12 @@ class TwoStageInferer(DiffusionInferer):
     @property
     def settings(self) -> dict[str, Any]:
         """The sampler's arguments beside the scheduler, as JSON can hold them: all that its results depend on."""
-        names = [name for name in inspect.signature(TwoStageInferer).parameters if name != "scheduler"]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in self.setting_names()}
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """What :attr:`settings` are called."""
+        return [name for name in inspect.signature(cls).parameters if name != "scheduler"]
 
     @property
     def passes(self) -> int:

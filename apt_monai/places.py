@@ -84,11 +84,7 @@ def find_bundle(name: str) -> Path:
         metadata = place / "configs" / "metadata.json"
         if not metadata.is_file():
             continue
-        try:
-            content = json.loads(metadata.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{metadata}: cannot be read as JSON ({error}); restore the file") from error
-        if isinstance(content, dict) and content.get("name") == name:
+        if _read_json(metadata).get("name") == name:
             return place
     raise ModelError(
         f"the bundle {name} is neither the working directory nor in bundles/{name}; "
@@ -140,17 +136,22 @@ def read_settings(model_dir: str | Path) -> dict[str, Any]:
         64
     """
     path = Path(model_dir) / "model.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file; give a folder that a training has written") from None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error}); restore the file or train again") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{path}: is a JSON {type(settings).__name__}, settings by name are needed; restore the file")
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give a folder that a training has written")
+    settings = _read_json(path)
     if settings.get("format") != FORMAT:
         raise ModelError(
             f"{path}: is of the layout {settings.get('format')!r}, and this version reads {FORMAT!r}; choose another "
             "model folder and train again, or use the version of apt_monai that wrote it"
         )
     return settings
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error}); restore the file") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: is a JSON {type(content).__name__}, values by name are needed; restore the file")
+    return content

@@ -49,8 +49,7 @@ def load(
         ModelError: see :func:`apt_monai.models.load`.
         ValueError: a setting outside its range; the message names it.
     """
-    known = str(model) in CONTRAST_SETS
-    folder = find_model(None, f"apt_{model}") if known else find_model(model, "")
+    folder = find_model(None, f"apt_{model}") if str(model) in CONTRAST_SETS else Path(model)
     return Synthesizer(load_method(folder, device, precision, seed, sampling), slice_batch_size, dtype)
 
 

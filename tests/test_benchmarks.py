@@ -44,20 +44,20 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("steps", [(1, 0), (3, 0), (11, 1)])  # with S = 11 there is a step below stage 2's
 def test_published_way_gives_what_ours_gives(encoder_folder: str, steps: tuple[int, int]) -> None:
-    synthesizer = networks.make_synthesizer(TINY, FLOAT32, *steps, encoder_folder, torch.device("cpu"))
+    method = networks.make_method(TINY, FLOAT32, *steps, encoder_folder, torch.device("cpu"))
     batch, available = networks.make_batch(TINY, 1, torch.device("cpu"))
     passes: list[int] = []
-    repeated = published.synthesize_published_way(synthesizer, batch, available, passes.append)
-    ours = synthesizer(batch, available)
-    assert len(passes) == synthesizer.inferer.network_passes()
+    repeated = published.synthesize_published_way(method, batch, available, passes.append)
+    ours = method(batch, available)
+    assert len(passes) == method.passes
     assert not torch.equal(ours["image"], ours["prior"])
     torch.testing.assert_close(repeated, ours["image"], rtol=0, atol=1e-4)
 
 
 def test_published_way_takes_one_slice(encoder_folder: str) -> None:
-    synthesizer = networks.make_synthesizer(TINY, FLOAT32, 1, 0, encoder_folder, torch.device("cpu"))
+    method = networks.make_method(TINY, FLOAT32, 1, 0, encoder_folder, torch.device("cpu"))
     with pytest.raises(ValueError, match="one slice"):
-        published.synthesize_published_way(synthesizer, *networks.make_batch(TINY, 2, torch.device("cpu")))
+        published.synthesize_published_way(method, *networks.make_batch(TINY, 2, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: f"{v.name}-{v.batched}")

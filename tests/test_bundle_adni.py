@@ -50,7 +50,7 @@ def test_training_makes_a_model_from_the_phantom_and_then_has_nothing_to_do(
     assert files_of(trained / "model") == MODEL
     assert len(read_studies(trained / "work" / PHANTOM, ADNI, require_all=True)) == 5
     settings = json.loads((trained / "model" / "model.json").read_text())
-    assert settings["contrasts"] == "adni" and settings["network"]["in_channels"] == len(ADNI)
+    assert settings["contrasts"] == ADNI.to_dict() and settings["network"]["in_channels"] == len(ADNI)
     codebook = json.loads((trained / "model" / "codebook.json").read_text())
     assert sorted(codebook["entries"]) == sorted(ADNI.names)
 
@@ -93,8 +93,8 @@ def test_inference_synthesises_what_is_absent_in_each_of_the_six_subsets(
             assert image.shape == source.shape and np.array_equal(image.affine, source.affine)
             assert np.isfinite(volume).all() and volume.any() and not volume[~brain].any()
             sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
-            assert sidecar["bundle"] == ADNI_BUNDLE and sidecar["prior_source"] in acquired
-            assert sidecar["weights_sha256"] == file_sha256(trained / "model" / "model.pt")
+            assert sidecar["method"] == "apt" and sidecar["intensity_scale"]["contrast"] in acquired
+            assert sidecar["model_sha256"] == file_sha256(trained / "model" / "model.pt")
             assert sidecar["sampling"]["guidance_scale"] == 50
 
     run("inference", "run", ADNI_BUNDLE, **places)

@@ -15,14 +15,13 @@ from ci_scripts import load_script
 from tiny_bundle import ADNI_BUNDLE, BRATS_BUNDLE, BUNDLES, bundle_folder, configs_of
 
 # In what the configs differ, by the parts of a key. All else is the same in both.
-CHANNELS = {"network_settings#in_channels", "network_settings#out_channels"}
-SAMPLING = {"sampling#start_step", "sampling#unroll_step"}
+SAMPLING = {"sampling#start_step", "sampling#unroll_step", "sampling#guidance_scale"}
+NAMED = {"bundle_root", "work_dir"}
 DIFFERS = {
-    "train.yaml": {"bundle_root", "contrasts", "test_subjects", "iterations"} | CHANNELS | SAMPLING,
-    "inference.yaml": {"bundle_root", "contrasts", "phantom_spacing", "sampling#guidance_scale"} | SAMPLING,
-    "evaluate.yaml": {"bundle_root", "contrasts", "phantom_spacing", "sampling#guidance_scale", "slices_per_subject"}
-    | SAMPLING,
-    "demo.yaml": {"phantom_spacing"} | CHANNELS,
+    "train.yaml": {"bundle_root", "model_dir", "contrasts", "test_subjects", "iterations"} | SAMPLING,
+    "inference.yaml": NAMED | {"synthesizer#model", "phantom_spacing"},
+    "evaluate.yaml": NAMED | {"model", "phantom_spacing", "slices_per_subject"},
+    "demo.yaml": {"phantom_spacing"},
     "infer.json": {"network_def#in_channels", "network_def#out_channels"},
 }
 
@@ -99,9 +98,9 @@ def test_a_difference_is_named_by_file_and_line_and_the_command_puts_it_right(
 
 
 def test_a_shared_file_says_its_own_bundles_name(wiring: ModuleType, copies: Path) -> None:
-    (copies / BRATS_BUNDLE / "configs" / "multi_gpu_train.yaml").write_text("# bundles/apt_brats/configs\na: 1\n")
+    (copies / BRATS_BUNDLE / "configs" / "ablation.yaml").write_text("# bundles/apt_brats/configs\na: 1\n")
     assert wiring.main(copies) is None
-    copy = copies / ADNI_BUNDLE / "configs" / "multi_gpu_train.yaml"
+    copy = copies / ADNI_BUNDLE / "configs" / "ablation.yaml"
     assert copy.read_text() == "# bundles/apt_adni/configs\na: 1\n"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_dicom import AXIAL, SAGITTAL, write_series, write_slice
 
+from apt_monai.contrasts import ADNI
 from apt_monai.data.slice_cache import SliceCache
 from apt_monai.data.writers import SaveSyntheticStudyd, pending_studies
 from apt_monai.errors import StudyError
@@ -268,9 +269,8 @@ def test_what_is_synthesised_from_dicom_is_a_nifti_in_the_scanners_space(tmp_pat
     preprocessing = StudyPreprocessing("adni", size=12)
     loaded = preprocessing(study)
     loaded["synthesised"] = loaded["image"].as_tensor()[[1, 1, 2]]  # T1 as if it looked like T2
-    loaded["prior_sources"] = {"t1": "t2"}
     provenance = {"seed": 7}
-    (written,) = SaveSyntheticStudyd(tmp_path / "out", preprocessing, "adni", provenance, dtype)(loaded)["written"]
+    written = SaveSyntheticStudyd(tmp_path / "out", preprocessing, provenance, dtype)(loaded)["written"]["t1"]
 
     image = nib.load(written)
     source, affine = read_volume(study["t2"])
@@ -285,9 +285,9 @@ def test_what_is_synthesised_from_dicom_is_a_nifti_in_the_scanners_space(tmp_pat
     sidecar = json.loads(Path(written.replace(".nii.gz", ".json")).read_text())
     assert sidecar["sources"]["t2"]["path"] == study["t2"]
     assert sidecar["sources"]["t2"]["sha256"] != sidecar["sources"]["pd"]["sha256"]
-    assert not pending_studies([study], tmp_path / "out", "adni", provenance, dtype)
+    assert not pending_studies([study], tmp_path / "out", ADNI, provenance, dtype)
     write_slice(tmp_path / "case" / "e1-2.dcm", brain(5)[:, :, 1], echo_time=40)  # an edited slice of PD
-    assert pending_studies([study], tmp_path / "out", "adni", provenance, dtype) == [study]
+    assert pending_studies([study], tmp_path / "out", ADNI, provenance, dtype) == [study]
 
 
 def test_what_is_synthesised_from_a_tilted_gantry_gets_no_qform(tmp_path: Path) -> None:
@@ -296,8 +296,7 @@ def test_what_is_synthesised_from_a_tilted_gantry_gets_no_qform(tmp_path: Path) 
     preprocessing = StudyPreprocessing("adni", size=12)
     loaded = preprocessing({"subject": "case", "t2": str(tmp_path / "case")})
     loaded["synthesised"] = loaded["image"].as_tensor()[[1, 1, 1]]
-    loaded["prior_sources"] = {"t1": "t2", "pd": "t2"}
-    for written in SaveSyntheticStudyd(tmp_path / "out", preprocessing, "adni", {})(loaded)["written"]:
+    for written in SaveSyntheticStudyd(tmp_path / "out", preprocessing, {})(loaded)["written"].values():
         header = nib.load(written).header
         assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
         np.testing.assert_allclose(header.get_sform(), read_volume(tmp_path / "case")[1], atol=1e-5)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +18,19 @@ from torch.utils.data import DataLoader
 
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import BRATS
-from apt_monai.engines import ContextPrepareBatch, FusionPrepareBatch, StudyEvaluator, SynthesisEvaluator, mean_psnr
-from apt_monai.inferers import Synthesizer, TwoStageInferer
-from apt_monai.networks import MutualInformationFusion
-from apt_monai.transforms import BEZIER_CURVES
+from apt_monai.engines import (
+    ContextPrepareBatch,
+    FusionPrepareBatch,
+    StudyEvaluator,
+    SynthesisEvaluator,
+    mean_psnr,
+    run_unless_finished,
+)
+from apt_monai.inferers import TwoStageInferer
+from apt_monai.methods import APT
+from apt_monai.networks import MutualInformationFusion, PublishedDenoiser
+from apt_monai.synthesis import Synthesizer
+from apt_monai.transforms import BEZIER_CURVES, StudyPreprocessing
 
 SCHEDULER = DDPMScheduler(100, schedule="cosine")
 
@@ -26,6 +39,13 @@ def fusion() -> MutualInformationFusion:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return MutualInformationFusion(embed_dim=8, num_heads=2, out_dim=8)
+
+
+def preparing(
+    fusion_module: torch.nn.Module, scheduler: DDPMScheduler = SCHEDULER, **settings: Any
+) -> ContextPrepareBatch:
+    denoiser = PublishedDenoiser(torch.nn.Identity(), scheduler)
+    return ContextPrepareBatch(denoiser, scheduler.num_train_timesteps, fusion_module, **settings)
 
 
 def make_batch(count: int = 4) -> dict[str, Any]:
@@ -50,28 +70,25 @@ def test_fusion_batch_is_each_slice_with_all_contrasts_and_with_one_left_out() -
     assert patients == [f"BraTS-GLI-{i // 2:05d}" for i in range(8)]  # two time points are one patient
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_context_batch_holds_what_the_network_is_to_predict(prediction_type: str) -> None:
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_denoisers_batch_holds_its_target_and_what_is_known_of_the_slices(prediction_type: str) -> None:
     scheduler, batch = DDPMScheduler(100, schedule="cosine", prediction_type=prediction_type), make_batch()
-    images, target, args, kwargs = ContextPrepareBatch(scheduler, fusion(), seed=1)(batch, "cpu")
-    noise, t = kwargs["noise"], kwargs["timesteps"]
+    prepare = preparing(fusion(), scheduler, context="subset", seed=1)
+    images, target, args, kwargs = prepare(batch, "cpu")
+    noise, t, known = kwargs["noise"], kwargs["timesteps"], kwargs["condition"]
     assert torch.equal(images, batch["image"]) and args == ()
     assert noise.shape == images.shape and t.shape == (4,) and t.dtype == torch.int64
-    assert kwargs["condition"].shape == (4, 1, 8) and not kwargs["condition"].requires_grad
-    a = scheduler.alphas_cumprod[t][:, None, None, None]
-    expected = {
-        "epsilon": noise,
-        "sample": images,
-        "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * images,
-    }[prediction_type]
-    torch.testing.assert_close(target, expected)
+    torch.testing.assert_close(target, prepare.denoiser.target(images, noise, t + 1))  # MONAI counts from 0
+    assert torch.equal(known.acquired, images) and not known.context.requires_grad
+    torch.testing.assert_close(known.context, fusion().eval()(batch["features"], known.available))
 
 
 def test_context_of_all_contrasts_is_the_papers() -> None:
     batch = make_batch()
-    condition = ContextPrepareBatch(SCHEDULER, fusion(), context="all")(batch, "cpu")[3]["condition"]
+    condition = preparing(fusion(), context="all")(batch, "cpu")[3]["condition"]
     expected = fusion().eval()(batch["features"], torch.ones(4, 4, dtype=torch.bool))
-    torch.testing.assert_close(condition[:, 0], expected)
+    torch.testing.assert_close(condition.context, expected)
+    assert condition.available.all()
 
 
 def test_context_of_subsets_is_of_any_contrasts_but_none() -> None:
@@ -82,7 +99,7 @@ def test_context_of_subsets_is_of_any_contrasts_but_none() -> None:
             seen.append(available)
             return features.mean(dim=1)
 
-    prepare = ContextPrepareBatch(SCHEDULER, Watching(), context="subset", seed=0)
+    prepare = preparing(Watching(), context="subset", seed=0)
     for _ in range(40):
         prepare(make_batch(8), "cpu")
     subsets = {tuple(row) for row in torch.cat(seen).tolist()}
@@ -92,7 +109,7 @@ def test_context_of_subsets_is_of_any_contrasts_but_none() -> None:
 def test_noise_and_timesteps_follow_the_seed_alone() -> None:
     def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.rand(3)  # the global random numbers do not matter
-        kwargs = ContextPrepareBatch(SCHEDULER, fusion(), context="subset", seed=seed)(make_batch(), "cpu")[3]
+        kwargs = preparing(fusion(), context="subset", seed=seed)(make_batch(), "cpu")[3]
         return kwargs["noise"], kwargs["timesteps"]
 
     assert torch.equal(draw(3)[0], draw(3)[0]) and torch.equal(draw(3)[1], draw(3)[1])
@@ -100,17 +117,18 @@ def test_noise_and_timesteps_follow_the_seed_alone() -> None:
 
 
 def test_all_timesteps_are_drawn() -> None:
-    prepare = ContextPrepareBatch(SCHEDULER, fusion())
+    prepare = preparing(fusion())
     drawn = torch.cat([prepare.get_timesteps(torch.zeros(100, 1)) for _ in range(20)])
     assert drawn.min() == 0 and drawn.max() == 99
 
 
-@pytest.mark.parametrize(
-    "make", [FusionPrepareBatch, lambda seed: ContextPrepareBatch(SCHEDULER, fusion(), "subset", seed)]
-)
+@pytest.mark.parametrize("make", [FusionPrepareBatch, lambda seed: preparing(fusion(), context="subset", seed=seed)])
 def test_random_state_resumes_where_it_was(make: Callable[[int], Any]) -> None:
     def flat(result: tuple[Any, ...]) -> list[torch.Tensor]:
-        return [*(t for t in result[2]), *(t for t in result[3].values())]
+        tensors = [
+            t for value in result[3].values() for t in (vars(value).values() if is_dataclass(value) else [value])
+        ]
+        return [t for t in (*result[2], *tensors) if t is not None]
 
     first = make(0)
     first(make_batch(), "cpu")
@@ -124,7 +142,7 @@ def test_random_state_resumes_where_it_was(make: Callable[[int], Any]) -> None:
 
 def test_an_unknown_context_is_refused() -> None:
     with pytest.raises(ValueError, match="context is 'some': valid are 'all' and 'subset'"):
-        ContextPrepareBatch(SCHEDULER, fusion(), context="some")  # type: ignore[arg-type]
+        preparing(fusion(), context="some")
 
 
 # --- evaluators
@@ -147,20 +165,21 @@ class Encoder(torch.nn.Module):
         return images[..., 3:11, 5]
 
 
-def make_synthesizer(with_codebook: bool = True) -> Synthesizer:
+def make_method(with_codebook: bool = True) -> APT:
     entries = {t: [CodebookEntry(s, "unchanged", 1, 0.5, 0.8) for s in BRATS.names if s != t] for t in BRATS.names}
     codebook = PriorCodebook(BRATS, entries, BEZIER_CURVES, "e", "tests", "", 1, 1) if with_codebook else None
     inferer = TwoStageInferer(
         SCHEDULER, start_step=40, sampling_steps=4, unroll_step=20, unroll_iterations=2, guidance_scale=1.0
     )
-    return Synthesizer(TinyNetwork(), fusion(), inferer, codebook, Encoder(), seed=3)
+    denoiser = PublishedDenoiser(TinyNetwork(), SCHEDULER)
+    return APT(denoiser, fusion(), inferer, StudyPreprocessing(BRATS, 16), codebook, Encoder(), seed=3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("with_codebook", [True, False])
 def test_validation_synthesises_each_contrast_from_the_others(with_codebook: bool) -> None:
-    batch, synthesizer = make_batch(), make_synthesizer(with_codebook)
+    batch, method = make_batch(), make_method(with_codebook)
     metric = {"val_psnr": Average(output_transform=mean_psnr)}
-    evaluator = SynthesisEvaluator("cpu", [batch], synthesizer, "brats", key_val_metric=metric)
+    evaluator = SynthesisEvaluator("cpu", [batch], method, method.denoiser, key_val_metric=metric)
     evaluator.run()
     output = evaluator.state.output
     assert set(output) == {"image", "synthesised"} | ({"prior"} if with_codebook else set())
@@ -168,7 +187,7 @@ def test_validation_synthesises_each_contrast_from_the_others(with_codebook: boo
     for target in BRATS.names:
         channel = BRATS.index(target)
         available = torch.tensor([BRATS.mask([n for n in BRATS.names if n != target])] * 4)
-        expected = synthesizer(batch, available)
+        expected = method(batch, available)
         assert torch.equal(output["synthesised"][:, channel], expected["image"][:, channel])
         if with_codebook:
             assert torch.equal(output["prior"][:, channel], expected["prior"][:, channel])
@@ -196,7 +215,7 @@ def make_study(missing: list[str], depth: int = 7) -> dict[str, Any]:
 
 def synthesise(study: dict[str, Any], slice_batch_size: int = 8, **kwargs: Any) -> dict[str, Any]:
     loader = DataLoader([study], batch_size=None)  # type: ignore[arg-type]
-    evaluator = StudyEvaluator("cpu", loader, make_synthesizer(), "brats", slice_batch_size, **kwargs)
+    evaluator = StudyEvaluator("cpu", loader, Synthesizer(make_method(), slice_batch_size), **kwargs)
     evaluator.run()
     return evaluator.state.output
 
@@ -217,7 +236,7 @@ def test_a_studys_missing_contrasts_are_synthesised_slice_by_slice(missing: list
             "subject": [study["subject"]],
             "slice": [index],
         }
-        expected = make_synthesizer()(batch, available[None])["image"][0]
+        expected = make_method()(batch, available[None])["image"][0]
         torch.testing.assert_close(synthesised[..., index], expected, rtol=0, atol=1e-5)
         assert (synthesised[~available][..., index] > -1).any()
 
@@ -234,18 +253,33 @@ def test_a_study_is_the_same_for_any_slice_batch_size() -> None:
         torch.testing.assert_close(synthesise(study, size)["synthesised"], expected, rtol=0, atol=1e-5)
 
 
-def test_a_studys_priors_come_from_acquired_contrasts() -> None:
-    assert synthesise(make_study(["flair", "t2"]))["prior_sources"] == {"flair": "t1", "t2": "t1"}
-
-
 def test_postprocessing_gets_the_study_and_the_loaded_one_is_not_changed() -> None:
     study = make_study(["t1"])
     before = study["image"].clone()
     output = synthesise(study, postprocessing=lambda s: {"keys": sorted(s)})
-    assert output == {"keys": sorted([*study, "synthesised", "prior_sources"])}
+    assert output == {"keys": sorted([*study, "synthesised"])}
     assert torch.equal(study["image"], before)
 
 
 def test_a_slice_batch_size_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="slice_batch_size is 0: valid is 1 or more"):
-        StudyEvaluator("cpu", [], make_synthesizer(), "brats", slice_batch_size=0)
+        Synthesizer(make_method(), slice_batch_size=0)
+
+
+# --- the steps of a training
+
+
+def test_a_finished_step_is_skipped_until_its_file_is_deleted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    artefact, runs = tmp_path / "codebook.json", []
+
+    def step() -> None:
+        runs.append(1)
+        artefact.write_text(json.dumps({}))
+
+    run_unless_finished("codebook", artefact, step)
+    run_unless_finished("codebook", artefact, step)
+    assert len(runs) == 1 and "codebook is finished" in caplog.text
+    artefact.unlink()
+    run_unless_finished("codebook", artefact, step)
+    assert len(runs) == 2

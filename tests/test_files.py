@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from apt_monai.files import complete_file, file_sha256, user_folder
+from apt_monai.files import complete_file, file_sha256
 
 
 @contextmanager
@@ -47,24 +46,3 @@ def test_a_killed_runs_partial_file_is_removed(tmp_path: Path) -> None:
     with complete_file(tmp_path / "a[1].json") as partial:
         partial.write_text("new")
     assert sorted(f.name for f in tmp_path.iterdir()) == [".99999999.b.json", "a[1].json"]
-
-
-@pytest.mark.parametrize(
-    ("platform", "variables", "expected"),
-    [
-        ("linux", {}, "/home/ann/.cache/apt_monai"),
-        ("darwin", {}, "/home/ann/Library/Caches/apt_monai"),
-        ("linux", {"XDG_CACHE_HOME": "/scratch"}, "/scratch/apt_monai"),
-        ("linux", {"XDG_CACHE_HOME": "relative"}, "/home/ann/.cache/apt_monai"),
-        ("linux", {"XDG_CACHE_HOME": "/scratch", "APT_MONAI_HOME": "~/apt"}, "/home/ann/apt"),
-    ],
-)
-def test_the_user_folder_is_the_systems_cache_unless_it_is_named(
-    platform: str, variables: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "platform", platform)
-    for name in ("XDG_CACHE_HOME", "APT_MONAI_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"HOME": "/home/ann", **variables}.items():
-        monkeypatch.setenv(name, value)
-    assert user_folder() == Path(expected)

@@ -17,8 +17,8 @@ import apt_monai.handlers as handlers
 from apt_monai.engines import ContextPrepareBatch
 from apt_monai.handlers import CheckpointError, FinalWeights, ResumableCheckpoint, ResumableEMA, TrainingProgress
 from apt_monai.inferers import TwoStageInferer
-from apt_monai.models import load_weights
-from apt_monai.networks import MutualInformationFusion
+from apt_monai.networks import MutualInformationFusion, PublishedDenoiser
+from apt_monai.weights import load_weights
 
 
 class Slices(Dataset[dict[str, Any]]):
@@ -65,7 +65,8 @@ class Run:
             sampler=DistributedSampler(dataset, num_replicas=1, rank=0, seed=0),
             drop_last=True,
         )
-        prepare = ContextPrepareBatch(scheduler, fusion, context="subset", seed=0)
+        denoiser = PublishedDenoiser(self.network, scheduler)
+        prepare = ContextPrepareBatch(denoiser, 100, fusion, context="subset", seed=0)
         optimizer = torch.optim.Adam(self.network.parameters(), lr=0.01)
         self.ema = ResumableEMA(self.network, momentum=0.01, momentum_warmup=0.5, warmup_iters=7)
         objects = {"network": self.network, "ema": self.ema, "optimizer": optimizer, "random": prepare}
@@ -74,9 +75,9 @@ class Run:
             max_epochs=max_epochs,
             device=torch.device("cpu"),
             train_data_loader=loader,
-            network=self.network,
+            network=denoiser,
             optimizer=optimizer,
-            loss_function=torch.nn.MSELoss(),
+            loss_function=denoiser.loss,
             inferer=TwoStageInferer(scheduler, start_step=40, sampling_steps=5),
             prepare_batch=prepare,
             train_handlers=[

@@ -9,15 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from monai.networks.nets import DiffusionModelUNet
 from monai.networks.schedulers import DDPMScheduler
 
-from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import BRATS
-from apt_monai.inferers import Synthesizer, TwoStageInferer, slice_seed, step_pairs
-from apt_monai.networks import MutualInformationFusion
-from apt_monai.transforms import BEZIER_CURVES
+from apt_monai.inferers import TwoStageInferer, noise_scheduler, step_pairs
+from apt_monai.networks import Conditions, PublishedDenoiser
 
 T = 100
 SETTINGS: dict[str, Any] = {
@@ -82,6 +78,14 @@ def case(count: int = 3, size: int = 8, seed: int = 0) -> dict[str, Any]:
 
 def rows(c: dict[str, Any], index: list[int]) -> dict[str, Any]:
     return {k: [v[i] for i in index] if isinstance(v, list) else v[index] for k, v in c.items()}
+
+
+def synthesise(
+    inferer: TwoStageInferer, network: torch.nn.Module, c: dict[str, Any], precision: str = "float32", **kwargs: Any
+) -> torch.Tensor:
+    conditions = Conditions(c["acquired"], c["available"], c["prior"], c["context"])
+    denoiser = PublishedDenoiser(network, inferer.scheduler, precision)
+    return inferer.synthesize(denoiser, conditions, c["seeds"], **kwargs)
 
 
 def naive_synthesis(
@@ -158,16 +162,14 @@ def naive_synthesis(
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("squared", [False, True])
-@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize(("scale", "squared"), [(2.0, False), (0.02, True), (0.0, False)])
 @pytest.mark.parametrize("next_step", ["forward", "ddim", "ddpm"])
 def test_synthesis_equals_the_loop_written_out(
-    next_step: str, guided: bool, squared: bool, prediction_type: str
+    next_step: str, scale: float, squared: bool, prediction_type: str
 ) -> None:
-    settings = {**SETTINGS, "next_step": next_step, "squared": squared}
-    settings["guidance_scale"] = 0.0 if not guided else 0.02 if squared else 2.0
+    settings = {**SETTINGS, "next_step": next_step, "squared": squared, "guidance_scale": scale}
     c, network, schedule = case(), TinyNetwork(), scheduler(prediction_type)
-    result = TwoStageInferer(schedule, **settings).synthesize(network=network, **c)
+    result = synthesise(TwoStageInferer(schedule, **settings), network, c)
     for i in range(3):
         torch.testing.assert_close(result[i], naive_synthesis(c, i, network, schedule, settings), rtol=0, atol=2e-4)
 
@@ -176,7 +178,7 @@ def test_synthesis_equals_the_loop_written_out(
 def test_without_unrolling_stage_2_is_left_out(next_step: str) -> None:
     settings = {**SETTINGS, "unroll_iterations": 0, "next_step": next_step}
     c, network = case(), TinyNetwork()
-    result = TwoStageInferer(scheduler(), **settings).synthesize(network=network, **c)
+    result = synthesise(TwoStageInferer(scheduler(), **settings), network, c)
     assert [t[0] + 1 for t in network.timesteps] == [40, 32, 24, 16, 8]
     for i in range(3):
         torch.testing.assert_close(result[i], naive_synthesis(c, i, network, scheduler(), settings), rtol=0, atol=2e-4)
@@ -184,24 +186,24 @@ def test_without_unrolling_stage_2_is_left_out(next_step: str) -> None:
 
 def test_the_steps_visited_are_stage_1_the_unrolling_and_the_rest() -> None:
     network = TinyNetwork()
-    TwoStageInferer(scheduler(), **SETTINGS).synthesize(network=network, **case())
+    synthesise(TwoStageInferer(scheduler(), **SETTINGS), network, case())
     assert [t[0] + 1 for t in network.timesteps] == [40, 32, 24, 16, 8] + [20] * 3 + [16, 8]
 
 
 def test_papers_settings_are_71_network_passes() -> None:
     passes: list[int] = []
     inferer, network = TwoStageInferer(scheduler(steps=1000)), TinyNetwork()
-    inferer.synthesize(network=network, progress=passes.append, **case(1))
-    assert len(network.timesteps) == sum(passes) == inferer.network_passes() == 71
+    synthesise(inferer, network, case(1), progress=passes.append)
+    assert len(network.timesteps) == sum(passes) == inferer.passes == 71
 
 
 @pytest.mark.parametrize("iterations", [0, 2])
 @pytest.mark.parametrize("unroll_step", [1, 7, 20, 40])
-def test_network_passes_is_how_often_the_network_is_called(iterations: int, unroll_step: int) -> None:
+def test_passes_is_how_often_the_network_is_called(iterations: int, unroll_step: int) -> None:
     settings = {**SETTINGS, "unroll_iterations": iterations, "unroll_step": unroll_step}
     inferer, network = TwoStageInferer(scheduler(), **settings), TinyNetwork()
-    inferer.synthesize(network=network, **case(2))
-    assert len(network.timesteps) == inferer.network_passes()
+    synthesise(inferer, network, case(2))
+    assert len(network.timesteps) == inferer.passes
 
 
 def test_step_pairs_are_a_chain_from_start_to_zero_in_falling_strides() -> None:
@@ -221,7 +223,7 @@ def test_step_pairs_are_a_chain_from_start_to_zero_in_falling_strides() -> None:
 
 def test_acquired_channels_are_kept_bit_for_bit() -> None:
     c = case(4)
-    result = TwoStageInferer(scheduler(), **SETTINGS).synthesize(network=TinyNetwork(), **c)
+    result = synthesise(TwoStageInferer(scheduler(), **SETTINGS), TinyNetwork(), c)
     assert torch.equal(result[c["available"]], c["acquired"][c["available"]])
     assert result.abs().max() <= 1
     assert not torch.isclose(result, c["acquired"])[~c["available"]].all()
@@ -230,25 +232,25 @@ def test_acquired_channels_are_kept_bit_for_bit() -> None:
 @pytest.mark.parametrize("next_step", ["forward", "ddim", "ddpm"])
 def test_a_slice_does_not_depend_on_the_batch_it_is_in(next_step: str) -> None:
     inferer, c = TwoStageInferer(scheduler(), **{**SETTINGS, "next_step": next_step}), case(5)
-    together = inferer.synthesize(network=TinyNetwork(), **c)
+    together = synthesise(inferer, TinyNetwork(), c)
     for index in ([0], [3], [4, 1], [2, 0, 3]):
-        part = inferer.synthesize(network=TinyNetwork(), **rows(c, index))
+        part = synthesise(inferer, TinyNetwork(), rows(c, index))
         torch.testing.assert_close(part, together[index], rtol=0, atol=1e-5)
 
 
 def test_same_seed_same_result_other_seed_another() -> None:
     inferer, c = TwoStageInferer(scheduler(), **SETTINGS), case(2)
-    first = inferer.synthesize(network=TinyNetwork(), **c)
+    first = synthesise(inferer, TinyNetwork(), c)
     torch.rand(7)  # the global random numbers do not matter
-    assert torch.equal(first, inferer.synthesize(network=TinyNetwork(), **c))
-    other = inferer.synthesize(network=TinyNetwork(), **{**c, "seeds": [10, 99]})
+    assert torch.equal(first, synthesise(inferer, TinyNetwork(), c))
+    other = synthesise(inferer, TinyNetwork(), {**c, "seeds": [10, 99]})
     assert torch.equal(other[0], first[0]) and not torch.equal(other[1], first[1])
 
 
 def test_the_global_random_numbers_are_left_alone() -> None:
     network = TinyNetwork()
     state = torch.get_rng_state()
-    TwoStageInferer(scheduler(), **SETTINGS).synthesize(network=network, **case())
+    synthesise(TwoStageInferer(scheduler(), **SETTINGS), network, case())
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -256,14 +258,14 @@ def test_missing_channels_and_acquired_priors_are_not_read() -> None:
     inferer, c = TwoStageInferer(scheduler(), **SETTINGS), case()
     known = c["available"][:, :, None, None]
     blind = {**c, "acquired": c["acquired"].where(known, torch.nan), "prior": c["prior"].where(~known, torch.nan)}
-    expected = inferer.synthesize(network=TinyNetwork(), **c)
-    assert torch.equal(inferer.synthesize(network=TinyNetwork(), **blind), expected)
+    expected = synthesise(inferer, TinyNetwork(), c)
+    assert torch.equal(synthesise(inferer, TinyNetwork(), blind), expected)
 
 
 def test_inputs_are_not_changed() -> None:
     c = case()
     before = {k: v.clone() for k, v in c.items() if isinstance(v, torch.Tensor)}
-    TwoStageInferer(scheduler(), **SETTINGS).synthesize(network=TinyNetwork(), **c)
+    synthesise(TwoStageInferer(scheduler(), **SETTINGS), TinyNetwork(), c)
     assert all(torch.equal(c[k], v) for k, v in before.items())
 
 
@@ -276,7 +278,7 @@ def test_without_a_prior_the_missing_channels_start_as_pure_noise() -> None:
             return super().forward(x, timesteps, context)
 
     c = {**case(2), "prior": None}
-    TwoStageInferer(scheduler(), **SETTINGS).synthesize(network=Watching(), **c)
+    synthesise(TwoStageInferer(scheduler(), **SETTINGS), Watching(), c)
     a = scheduler().alphas_cumprod[40 - 1]
     for i, seed in enumerate(c["seeds"]):
         noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
@@ -289,9 +291,9 @@ def test_without_a_prior_the_missing_channels_start_as_pure_noise() -> None:
 def test_nothing_acquired_samples_from_z_alone() -> None:
     c = {**case(2), "available": torch.zeros(2, 4, dtype=torch.bool), "prior": None}
     inferer = TwoStageInferer(scheduler(), **SETTINGS)
-    result = inferer.synthesize(network=TinyNetwork(), **c)
+    result = synthesise(inferer, TinyNetwork(), c)
     assert result.isfinite().all()
-    other = inferer.synthesize(network=TinyNetwork(), **{**c, "context": c["context"] + 1})
+    other = synthesise(inferer, TinyNetwork(), {**c, "context": c["context"] + 1})
     assert not torch.allclose(result, other)
 
 
@@ -306,13 +308,13 @@ def test_a_perfect_network_gives_the_truth(next_step: str, prediction_type: str)
     c["acquired"] = truth.where(c["available"][:, :, None, None], 0.0)
     # A residual that is float rounding alone has a gradient of unit length nevertheless: no guidance here.
     inferer = TwoStageInferer(schedule, **{**SETTINGS, "next_step": next_step, "guidance_scale": 0.0})
-    result = inferer.synthesize(network=PerfectNetwork(truth, schedule), **c)
+    result = synthesise(inferer, PerfectNetwork(truth, schedule), c)
     torch.testing.assert_close(result, truth, rtol=0, atol=1e-4)
 
 
 def test_a_residual_of_zero_has_no_gradient() -> None:
     c, schedule = case(), scheduler("sample")
-    result = TwoStageInferer(schedule, **SETTINGS).synthesize(network=PerfectNetwork(c["acquired"], schedule), **c)
+    result = synthesise(TwoStageInferer(schedule, **SETTINGS), PerfectNetwork(c["acquired"], schedule), c)
     assert torch.equal(result, c["acquired"])
 
 
@@ -322,7 +324,7 @@ def test_the_network_is_left_as_it_was(guidance_scale: float) -> None:
     network.second.eval()
     network.first.bias.requires_grad_(False)
     inferer = TwoStageInferer(scheduler(), **{**SETTINGS, "guidance_scale": guidance_scale})
-    result = inferer.synthesize(network=network, **case())
+    result = synthesise(inferer, network, case())
     assert network.training and network.first.training and not network.second.training
     assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]
     assert all(p.grad is None for p in network.parameters())
@@ -339,7 +341,7 @@ def test_the_network_is_left_as_it_was_after_an_error() -> None:
 
     network = Failing().train()
     with pytest.raises(RuntimeError, match="out of memory"):
-        TwoStageInferer(scheduler(), **SETTINGS).synthesize(network=network, **case())
+        synthesise(TwoStageInferer(scheduler(), **SETTINGS), network, case())
     assert network.training and all(p.requires_grad for p in network.parameters())
     assert torch.is_grad_enabled()
 
@@ -355,32 +357,8 @@ def test_only_guidance_asks_for_a_backward_pass() -> None:
         ({"guidance_scale": 0.0}, False),
     ]:
         graphs: list[bool] = []
-        TwoStageInferer(scheduler(), **{**SETTINGS, **settings}).synthesize(network=Watching(), **case(1))
+        synthesise(TwoStageInferer(scheduler(), **{**SETTINGS, **settings}), Watching(), case(1))
         assert set(graphs) == {expected}
-
-
-def test_monais_unet_fits() -> None:
-    network = DiffusionModelUNet(
-        spatial_dims=2, in_channels=4, out_channels=4, channels=(8, 8), attention_levels=(False, True),
-        num_res_blocks=1, num_head_channels=4, norm_num_groups=4, with_conditioning=True, cross_attention_dim=8,
-    )  # fmt: skip
-    c = case(2)
-    inferer = TwoStageInferer(scheduler(), **{**SETTINGS, "unroll_iterations": 1}, precision="bfloat16")
-    result = inferer.synthesize(network=network, **c)
-    assert result.dtype == torch.float32 and result.isfinite().all()
-    assert torch.equal(result[c["available"]], c["acquired"][c["available"]])
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_training_pass_predicts_from_the_noised_images(precision: str) -> None:
-    c, network = case(), TinyNetwork()
-    noise, timesteps = torch.randn(3, 4, 8, 8), torch.tensor([0, 50, 99])
-    condition = c["context"][:, None]
-    inferer = TwoStageInferer(scheduler(), **SETTINGS, precision=precision)
-    result = inferer(c["acquired"], network, noise=noise, timesteps=timesteps, condition=condition)
-    expected = network(scheduler().add_noise(c["acquired"], noise, timesteps), timesteps, condition)
-    assert result.dtype == torch.float32 and result.requires_grad
-    torch.testing.assert_close(result, expected, rtol=0, atol=0.05 if precision == "bfloat16" else 0)
 
 
 # --- guidance (Eq. 4): the reading that works
@@ -430,7 +408,6 @@ def test_on_a_small_slice_the_papers_scale_is_too_long_a_step() -> None:
         ({"unroll_weight": 1.5}, r"unroll_weight \(w\) is 1.5: valid is 0 to 1"),
         ({"guidance_scale": -1.0}, r"guidance_scale \(α\) is -1.0: valid is 0 or more"),
         ({"guidance_scale": math.nan}, r"guidance_scale \(α\) is nan"),
-        ({"precision": "half"}, "precision is 'half': valid are float32, bfloat16"),
         ({"next_step": "euler"}, "next_step is 'euler': valid are forward, ddim, ddpm"),
     ],
 )
@@ -443,138 +420,19 @@ def test_without_stage_2_its_step_does_not_matter() -> None:
     TwoStageInferer(scheduler(), start_step=20, sampling_steps=20, unroll_step=40, unroll_iterations=0)
 
 
-def test_an_unknown_schedule_in_a_config_is_named() -> None:
-    config = {"imports": ["$import monai"], "settings": {"schedule": "nope"}}
-    config["scheduler"] = "$monai.networks.schedulers.DDPMScheduler(**@settings)"
-    with pytest.raises(RuntimeError, match="DDPMScheduler") as caught:
-        ConfigParser(config).get_parsed_content("scheduler")
-    assert str(caught.value.__cause__) == "Component 'nope' not found"
+def test_an_unknown_schedule_or_prediction_is_named() -> None:
+    with pytest.raises(ValueError, match="schedule is 'nope': valid are .*cosine"):
+        noise_scheduler(schedule="nope")
+    with pytest.raises(ValueError, match="prediction_type is 'x0': valid are .*epsilon"):
+        noise_scheduler(prediction_type="x0")
+
+
+def test_the_settings_make_the_same_sampler_again() -> None:
+    settings = TwoStageInferer(scheduler(), **SETTINGS).settings
+    assert {key: settings[key] for key in SETTINGS} == SETTINGS
+    assert TwoStageInferer(scheduler(), **settings).settings == settings
 
 
 def test_each_slice_needs_its_own_seed() -> None:
     with pytest.raises(ValueError, match="1 seeds for 3 slices"):
-        TwoStageInferer(scheduler(), **SETTINGS).synthesize(network=TinyNetwork(), **{**case(), "seeds": [1]})
-
-
-# --- the synthesizer
-
-
-class CountingEncoder(torch.nn.Module):
-    """Each slice's mean, minimum, maximum and corner, as 8 numbers; keeps what it was given."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[torch.Tensor] = []
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.seen.append(images)
-        flat = images.flatten(2)
-        stats = [flat.mean(-1), flat.amin(-1), flat.amax(-1), flat[..., 0]]
-        return torch.stack(stats + [s.square() for s in stats], dim=-1)
-
-
-def codebook() -> PriorCodebook:
-    entries = {
-        t: [CodebookEntry(s, "decreasing-gentle", 1, 0.5, 0.8) for s in BRATS.names if s != t] for t in BRATS.names
-    }
-    return PriorCodebook(BRATS, entries, BEZIER_CURVES, "e", "tests", "", 1, 1)
-
-
-def synthesizer(**kwargs: Any) -> Synthesizer:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        fusion = MutualInformationFusion(embed_dim=8, num_heads=2, out_dim=8)
-    inferer = TwoStageInferer(scheduler(), **SETTINGS)
-    return Synthesizer(TinyNetwork(), fusion, inferer, **{"codebook": codebook(), **kwargs})
-
-
-def slices(count: int = 3) -> tuple[dict[str, Any], torch.Tensor]:
-    c = case(count)
-    region = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
-    region[:, :, 2:7, 1:6] = 1
-    image = c["acquired"].where(region > 0, -1.0)
-    subjects = [f"s{i // 2}" for i in range(count)]
-    batch = {"image": image, "region": region, "subject": subjects, "slice": torch.arange(70, 70 + count)}
-    return batch, c["available"]
-
-
-def test_outside_the_brain_is_minus_one_and_acquired_is_kept() -> None:
-    batch, available = slices()
-    result = synthesizer(encoder=CountingEncoder())(batch, available)
-    outside = (batch["region"] == 0).expand_as(batch["image"])
-    assert set(result) == {"image", "prior"}
-    for image in result.values():
-        assert (image[outside] == -1).all()
-        assert torch.equal(image[available], batch["image"][available])
-    assert torch.equal(result["prior"], codebook().prior(batch["image"], available, batch["region"] > 0))
-
-
-def test_cached_features_and_the_encoder_give_the_same_result() -> None:
-    batch, available = slices()
-    encoded = synthesizer(encoder=CountingEncoder())(batch, available)
-    features = CountingEncoder()(batch["image"])
-    cached = synthesizer()({**batch, "features": features}, available)
-    torch.testing.assert_close(cached["image"], encoded["image"], rtol=0, atol=1e-5)
-
-
-def test_the_encoder_sees_each_acquired_contrast_once_and_no_other() -> None:
-    batch, available = slices()
-    encoder = CountingEncoder()
-    synthesizer(encoder=encoder)(batch, available)
-    assert len(encoder.seen) == 1
-    assert torch.equal(encoder.seen[0][:, 0], batch["image"][available])
-
-
-def test_cached_features_spare_the_encoder() -> None:
-    batch, available = slices()
-    encoder = CountingEncoder()
-    synthesizer(encoder=encoder)({**batch, "features": torch.rand(3, 4, 8)}, available)
-    assert not encoder.seen
-
-
-def test_what_is_missing_is_never_looked_at() -> None:
-    batch, available = slices()
-    known = available[:, :, None, None]
-    features = torch.rand(3, 4, 8)
-    expected = synthesizer()({**batch, "features": features}, available)
-    image, blind = batch["image"].where(known, torch.nan), features.where(available[:, :, None], torch.nan)
-    result = synthesizer()({**batch, "image": image, "features": blind}, available)
-    assert torch.equal(result["image"], expected["image"]) and torch.equal(result["prior"], expected["prior"])
-
-
-def test_a_slice_is_the_same_in_any_batch_and_order() -> None:
-    batch, available = slices(5)
-    together = synthesizer(encoder=CountingEncoder())(batch, available)["image"]
-    for index in ([4], [3, 0]):
-        part = {k: [v[i] for i in index] if isinstance(v, list) else v[index] for k, v in batch.items()}
-        result = synthesizer(encoder=CountingEncoder())(part, available[index])["image"]
-        torch.testing.assert_close(result, together[index], rtol=0, atol=1e-5)
-
-
-def test_noise_is_drawn_from_seed_subject_and_slice() -> None:
-    assert len({slice_seed(s, p, i) for s in (0, 1) for p in ("a", "b") for i in (7, 8)}) == 8
-    assert 0 <= slice_seed(0, "a", 0) < 2**63
-    batch, available = slices(2)
-    same = {k: [v[0]] * 2 if isinstance(v, list) else v[[0, 0]] for k, v in batch.items()}
-    result = synthesizer(encoder=CountingEncoder())(same, available[[0, 0]])["image"]
-    assert torch.equal(result[0], result[1])
-    for change in ({"subject": ["s0", "s9"]}, {"slice": torch.tensor([70, 71])}):
-        result = synthesizer(encoder=CountingEncoder())({**same, **change}, available[[0, 0]])["image"]
-        assert not torch.allclose(result[0], result[1])
-
-
-def test_without_a_codebook_there_is_no_prior() -> None:
-    batch, available = slices()
-    assert set(synthesizer(encoder=CountingEncoder(), codebook=None)(batch, available)) == {"image"}
-
-
-def test_a_slice_without_any_acquired_contrast_is_refused() -> None:
-    batch, available = slices()
-    available[1] = False
-    with pytest.raises(ValueError, match="a slice has no acquired contrast"):
-        synthesizer(encoder=CountingEncoder())(batch, available)
-
-
-def test_neither_features_nor_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match="no 'features' and the synthesizer no encoder"):
-        synthesizer()(*slices())
+        synthesise(TwoStageInferer(scheduler(), **SETTINGS), TinyNetwork(), {**case(), "seeds": [1]})

@@ -44,7 +44,8 @@ from tiny_bundle import (
 )
 from tiny_studies import write_study
 
-from apt_monai.models import load_model_settings, load_weights, save_weights
+from apt_monai.models import PHANTOM, load_model_settings
+from apt_monai.weights import load_weights, save_weights
 
 BOTH = pytest.mark.parametrize("bundle", BUNDLES)
 BOTH_BUT_ONE_SLOW = pytest.mark.parametrize("bundle", [BRATS_BUNDLE, pytest.param(ADNI_BUNDLE, marks=pytest.mark.slow)])
@@ -398,8 +399,8 @@ def test_an_unzipped_bundle_runs_in_its_folder_with_any_value_overridden(bundle:
     assert done.returncode == 0, done.stdout[-3000:]
     (sidecar,) = (folder / "synthetic").rglob("*.json")  # the defaults: the bundle's weights, ./synthetic
     content = json.loads(sidecar.read_text())
-    assert content["seed"] == 3 and content["bundle"] == bundle
-    shipped = yaml.safe_load((configs_of(bundle) / "inference.yaml").read_text())["sampling"]
+    assert content["seed"] == 3
+    shipped = load_model_settings(bundle_folder(bundle) / "models")["sampling"]
     assert content["sampling"] == shipped | {"start_step": 30, "sampling_steps": 2, "unroll_iterations": 0}
 
 
@@ -419,7 +420,7 @@ def test_create_workflow_synthesises_one_patient_from_python(bundle: str, tmp_pa
     workflow.run()
     output = workflow.evaluator.state.output
     workflow.finalize()
-    assert output["synthesised"].shape[0] == len(names) and output["prior_sources"].keys() == {names[0]}
+    assert output["synthesised"].shape[0] == len(names) and output["written"].keys() == {names[0]}
     assert len(workflow.dataset) == 1 and workflow.version == metadata_of(bundle)["version"]
     assert (tmp_path / "out" / "a" / f"a_{names[0]}_SYNTHETIC.nii.gz").is_file()
 
@@ -499,7 +500,7 @@ def test_tracking_mlflow_notes_the_config_of_an_inference(tmp_path: Path) -> Non
 
 def federated_settings(bundle: str, folder: Path) -> dict[str, Any]:
     """Overrides of train.yaml to train a diffusion model, on a phantom, beside a finished fusion and codebook."""
-    model = write_untrained_model(folder / "model", bundle)
+    model = write_untrained_model(folder / "model", bundle, trained_on=PHANTOM)
     settings = load_model_settings(model)
     (model / "model.pt").unlink()
     made = {

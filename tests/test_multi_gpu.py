@@ -16,11 +16,11 @@ import pytest
 import tiny_bundle
 import torch
 from monai.networks.schedulers import DDPMScheduler
-from tiny_bundle import ROOT, command, configs_of, environment, finish
+from tiny_bundle import ROOT, command, environment, finish
 
 from apt_monai import distributed
 from apt_monai.engines import ContextPrepareBatch, FusionPrepareBatch
-from apt_monai.networks import MutualInformationFusion
+from apt_monai.networks import MutualInformationFusion, PublishedDenoiser
 from apt_monai.phantom import write_phantom_dataset
 
 # Adam would hide a gradient of the wrong scale.
@@ -30,7 +30,6 @@ STEEPEST_DESCENT = {
     "alignment#optimizer#_target_": "torch.optim.SGD",
     "mif_learning_rate": 0.1,
 }
-OVERLAY = [str(configs_of() / name) for name in ("train.yaml", "multi_gpu_train.yaml")]
 
 
 @pytest.fixture
@@ -54,15 +53,17 @@ def test_a_rank_draws_the_random_numbers_that_one_process_draws_for_its_samples(
     request: pytest.FixtureRequest,
 ) -> None:
     fusion = MutualInformationFusion(16, 2)
-    scheduler = DDPMScheduler(1000, schedule="cosine")
-    _, whole_noise, _, whole_arguments = ContextPrepareBatch(scheduler, fusion, "subset", seed=5)(_batch(), "cpu")
+    denoiser = PublishedDenoiser(torch.nn.Identity(), DDPMScheduler(1000, schedule="cosine"))
+    _, whole_noise, _, whole_arguments = ContextPrepareBatch(denoiser, 1000, fusion, "subset", 5)(_batch(), "cpu")
     whole_subsets = FusionPrepareBatch(seed=5)(_batch())[2][0].reshape(2, 6, 4)
     request.getfixturevalue("rank_1_of_2")
     own = slice(1, None, 2)
-    _, noise, _, arguments = ContextPrepareBatch(scheduler, fusion, "subset", seed=5)(_batch(own), "cpu")
+    _, noise, _, arguments = ContextPrepareBatch(denoiser, 1000, fusion, "subset", 5)(_batch(own), "cpu")
     assert torch.equal(noise, whole_noise[own])
     assert torch.equal(arguments["timesteps"], whole_arguments["timesteps"][own])
-    torch.testing.assert_close(arguments["condition"], whole_arguments["condition"][own])
+    known, whole = arguments["condition"], whole_arguments["condition"]
+    assert torch.equal(known.available, whole.available[own])
+    torch.testing.assert_close(known.context, whole.context[own])
     assert torch.equal(FusionPrepareBatch(seed=5)(_batch(own))[2][0].reshape(2, 3, 4), whole_subsets[:, own])
 
 
@@ -102,7 +103,7 @@ def torchrun(config: str, run_id: str, ranks: int = 2, **overrides: Any) -> list
 
 def train_options(folder: Path, data: Path) -> dict[str, Any]:
     """Where one training has its files, and batches that two and three ranks can share."""
-    places = {"model_dir": folder / "model", "work_dir": folder / "work", "dataset_dir": data, "config_file": OVERLAY}
+    places = {"model_dir": folder / "model", "work_dir": folder / "work", "dataset_dir": data}
     return {**places, "batch_size": 12, "mif_batch_size": 36, **STEEPEST_DESCENT}
 
 
@@ -226,10 +227,10 @@ def _process_of_rank(rank: int, folder: str) -> int:
 
 
 @pytest.mark.slow
-def test_several_processes_without_the_overlay_are_refused(data: Path, tmp_path: Path) -> None:
-    options = {**train_options(tmp_path, data), "config_file": OVERLAY[0]}
+def test_what_several_processes_cannot_share_is_the_last_word(data: Path, tmp_path: Path) -> None:
+    options = {**train_options(tmp_path, data), "mif_batch_size": 35}
     done = finish(torchrun("train", "training", **options))
     assert done.returncode != 0
     summary = done.stdout[done.stdout.index("Root Cause") :]  # torchrun has the last word
-    assert "add multi_gpu_train.yaml" in summary, done.stdout
-    assert not (tmp_path / "model").exists()
+    assert "give a mif_batch_size that is a multiple of 2" in summary, done.stdout
+    assert not (tmp_path / "model" / "fusion.pt").exists()

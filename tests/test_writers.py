@@ -57,20 +57,19 @@ def write_study(
 
 
 def synthesised(study: dict[str, str], size: int = 12) -> tuple[StudyPreprocessing, dict[str, Any]]:
-    """The loaded study as inference returns it: every absent contrast looks like T2 and has its scale from T1."""
+    """The loaded study as inference returns it: every absent contrast looks like T2."""
     preprocessing = StudyPreprocessing("brats", size=size)
     loaded = preprocessing(study)
     absent = [name for name in BRATS.names if name not in study]
     loaded["synthesised"] = loaded["image"].as_tensor().clone()
     for name in absent:
         loaded["synthesised"][BRATS.index(name)] = loaded["synthesised"][BRATS.index("t2")]
-    loaded["prior_sources"] = dict.fromkeys(absent, "t1")
     return preprocessing, loaded
 
 
 def save(study: dict[str, str], output_dir: Path, dtype: str = "float32", size: int = 12) -> dict[str, Any]:
     preprocessing, loaded = synthesised(study, size)
-    return SaveSyntheticStudyd(output_dir, preprocessing, "brats", PROVENANCE, dtype)(loaded)
+    return SaveSyntheticStudyd(output_dir, preprocessing, PROVENANCE, dtype)(loaded)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -82,8 +81,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_a_volume_lies_where_the_acquired_one_lies(tmp_path: Path, affine: str, dtype: str) -> None:
     study = write_study(tmp_path / "case", affine=AFFINES[affine])
     written = save(study, tmp_path / "out", dtype)["written"]
-    assert [Path(path).name for path in written] == ["case_flair_SYNTHETIC.nii.gz", "case_t1ce_SYNTHETIC.nii.gz"]
-    acquired, synthetic = nib.load(study["t1"]), nib.load(written[0])
+    assert {name: Path(path).name for name, path in written.items()} == {
+        "flair": "case_flair_SYNTHETIC.nii.gz",
+        "t1ce": "case_t1ce_SYNTHETIC.nii.gz",
+    }
+    acquired, synthetic = nib.load(study["t1"]), nib.load(written["flair"])
     assert synthetic.shape == acquired.shape and synthetic.header.get_data_dtype() == dtype
     np.testing.assert_allclose(synthetic.affine, acquired.affine, atol=1e-6)
     np.testing.assert_array_equal(synthetic.header.get_sform(), acquired.header.get_sform())
@@ -93,9 +95,9 @@ def test_a_volume_lies_where_the_acquired_one_lies(tmp_path: Path, affine: str, 
 
 
 @pytest.mark.parametrize("affine", AFFINES)
-def test_intensities_are_the_prior_sources_range(tmp_path: Path, affine: str) -> None:
+def test_intensities_are_those_of_the_acquired_contrast_of_the_same_weighting(tmp_path: Path, affine: str) -> None:
     study = write_study(tmp_path / "case", affine=AFFINES[affine])
-    volume = nib.load(save(study, tmp_path / "out")["written"][0]).get_fdata()
+    volume = nib.load(save(study, tmp_path / "out")["written"]["t1ce"]).get_fdata()
     t1, t2 = (nib.load(study[name]).get_fdata() for name in ("t1", "t2"))
     brain = t1 > 0
     low1, high1 = np.percentile(t1[brain], (0.5, 99.5))
@@ -109,13 +111,13 @@ def test_background_is_zero_whatever_the_network_gave_there(tmp_path: Path) -> N
     study = write_study(tmp_path / "case")
     preprocessing, loaded = synthesised(study)
     loaded["synthesised"][0] = 0.5
-    path = SaveSyntheticStudyd(tmp_path / "out", preprocessing, BRATS, PROVENANCE)(loaded)["written"][0]
+    path = SaveSyntheticStudyd(tmp_path / "out", preprocessing, PROVENANCE)(loaded)["written"]["flair"]
     np.testing.assert_array_equal(nib.load(path).get_fdata() != 0, nib.load(study["t1"]).get_fdata() != 0)
 
 
 def test_background_is_zero_where_slices_were_resampled(tmp_path: Path) -> None:
     study = write_study(tmp_path / "case", affine=np.eye(4))
-    volume = nib.load(save(study, tmp_path / "out", size=5)["written"][0]).get_fdata()
+    volume = nib.load(save(study, tmp_path / "out", size=5)["written"]["flair"]).get_fdata()
     acquired = nib.load(study["t1"]).get_fdata()
     assert volume.shape == acquired.shape
     assert (volume[:, :, [0, -1]] == 0).all() and (volume[[0, -1]] == 0).all()
@@ -124,8 +126,8 @@ def test_background_is_zero_where_slices_were_resampled(tmp_path: Path) -> None:
 
 def test_int16_is_within_the_documented_rounding_error(tmp_path: Path) -> None:
     study = write_study(tmp_path / "case")
-    exact = nib.load(save(study, tmp_path / "a")["written"][0]).get_fdata()
-    rounded = nib.load(save(study, tmp_path / "b", "int16")["written"][0])
+    exact = nib.load(save(study, tmp_path / "a")["written"]["flair"]).get_fdata()
+    rounded = nib.load(save(study, tmp_path / "b", "int16")["written"]["flair"])
     assert abs(rounded.get_fdata() - exact).max() <= exact.max() / 65534 * (1 + 1e-5)
     assert np.asarray(rounded.dataobj.get_unscaled()).max() == 32767
     np.testing.assert_array_equal(rounded.get_fdata() == 0, exact == 0)
@@ -133,21 +135,21 @@ def test_int16_is_within_the_documented_rounding_error(tmp_path: Path) -> None:
 
 
 def test_header_says_synthetic_and_nothing_of_the_source(tmp_path: Path) -> None:
-    header = nib.load(save(write_study(tmp_path / "case"), tmp_path / "out")["written"][1]).header
+    header = nib.load(save(write_study(tmp_path / "case"), tmp_path / "out")["written"]["t1ce"]).header
     assert header["descrip"].item() == f"SYNTHETIC apt_monai {__version__} T1Gd: not acquired".encode()
     assert header["intent_name"].item() == b"SYNTHETIC"
 
 
 def test_nifti2_stays_nifti2(tmp_path: Path) -> None:
     study = write_study(tmp_path / "case", nifti2=True)
-    path = save(study, tmp_path / "out")["written"][0]
+    path = save(study, tmp_path / "out")["written"]["flair"]
     assert isinstance(nib.load(path), nib.Nifti2Image)
     np.testing.assert_allclose(nib.load(path).affine, OBLIQUE, atol=1e-6)
 
 
 def test_a_source_with_no_qform_gives_a_volume_with_none(tmp_path: Path) -> None:
     study = write_study(tmp_path / "case", qform=0)
-    synthetic = nib.load(save(study, tmp_path / "out")["written"][0])
+    synthetic = nib.load(save(study, tmp_path / "out")["written"]["flair"])
     assert synthetic.header["qform_code"] == 0 and synthetic.header["sform_code"] == 2
     np.testing.assert_allclose(synthetic.affine, OBLIQUE, atol=1e-6)
 
@@ -158,7 +160,7 @@ def test_a_source_may_have_any_name_and_a_fourth_axis_of_one_entry(tmp_path: Pat
     fourth = nib.Nifti1Image(np.asarray(expected.dataobj)[..., None], OBLIQUE, expected.header)
     (tmp_path / "case" / "IMG0001").write_bytes(fourth.to_bytes())
     study["t1"] = str(tmp_path / "case" / "IMG0001")
-    synthetic = nib.load(save(study, tmp_path / "out")["written"][0])
+    synthetic = nib.load(save(study, tmp_path / "out")["written"]["flair"])
     assert synthetic.shape == expected.shape
     for field in ("sform_code", "qform_code", "xyzt_units"):
         np.testing.assert_array_equal(synthetic.header[field], expected.header[field])
@@ -167,12 +169,12 @@ def test_a_source_may_have_any_name_and_a_fourth_axis_of_one_entry(tmp_path: Pat
 
 def test_sidecar_says_where_the_volume_comes_from(tmp_path: Path) -> None:
     study = write_study(tmp_path / "case")
-    path = Path(save(study, tmp_path / "out", "int16")["written"][1])
+    path = Path(save(study, tmp_path / "out", "int16")["written"]["t1ce"])
     sidecar = json.loads((path.parent / "case_t1ce_SYNTHETIC.json").read_text())
     assert sidecar["synthetic"] is True and "not a medical device" in sidecar["notice"]
     assert (sidecar["subject"], sidecar["contrast"], sidecar["label"]) == ("case", "t1ce", "T1Gd")
     assert sidecar["sources"] == {n: {"path": study[n], "sha256": file_sha256(study[n])} for n in ("t1", "t2")}
-    assert sidecar["prior_source"] == sidecar["intensity_scale"]["contrast"] == "t1"
+    assert sidecar["intensity_scale"]["contrast"] == "t1"
     t1 = nib.load(study["t1"]).get_fdata()
     scale = [sidecar["intensity_scale"]["low"], sidecar["intensity_scale"]["high"]]
     np.testing.assert_allclose(scale, np.percentile(t1[t1 > 0], (0.5, 99.5)), rtol=1e-6)
@@ -191,7 +193,7 @@ def test_the_acquired_contrasts_and_the_input_are_left_alone(tmp_path: Path) -> 
     study = write_study(tmp_path / "case")
     before = files_of(tmp_path / "case")
     preprocessing, loaded = synthesised(study)
-    result = SaveSyntheticStudyd(tmp_path, preprocessing, BRATS, PROVENANCE)(loaded)  # writes into the study's folder
+    result = SaveSyntheticStudyd(tmp_path, preprocessing, PROVENANCE)(loaded)  # writes into the study's folder
     assert "written" not in loaded and result["synthesised"] is loaded["synthesised"]
     assert {name: content for name, content in files_of(tmp_path / "case").items() if name in before} == before
     assert read_studies(tmp_path, "brats") == [study]
@@ -199,7 +201,7 @@ def test_the_acquired_contrasts_and_the_input_are_left_alone(tmp_path: Path) -> 
 
 def test_a_complete_study_writes_nothing(tmp_path: Path) -> None:
     study = write_study(tmp_path / "case", BRATS.names)
-    assert save(study, tmp_path / "out")["written"] == []
+    assert save(study, tmp_path / "out")["written"] == {}
     assert not (tmp_path / "out").exists()
 
 
@@ -209,15 +211,13 @@ def test_a_complete_study_writes_nothing(tmp_path: Path) -> None:
         ({"synthesised": torch.zeros(4, 12, 12, 3)}, r"shape \(4, 12, 12, 3\)"),
         ({"synthesised": torch.full((4, 12, 12, 4), torch.nan)}, "flair spans nan to nan"),
         ({"synthesised": torch.full((4, 12, 12, 4), 1.5)}, "flair spans 1.5 to 1.5"),
-        ({"prior_sources": {"flair": "t1", "t1ce": "flair"}}, "prior source of t1ce is 'flair'"),
-        ({"prior_sources": {"flair": "t1"}}, "prior source of t1ce is None"),
         ({"subject": "../case"}, "subject '../case'.*plain name"),
     ],
 )
 def test_a_result_that_is_not_one_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     preprocessing, loaded = synthesised(write_study(tmp_path / "case"))
     with pytest.raises(ValueError, match=message):
-        SaveSyntheticStudyd(tmp_path / "out", preprocessing, BRATS, PROVENANCE)({**loaded, **change})
+        SaveSyntheticStudyd(tmp_path / "out", preprocessing, PROVENANCE)({**loaded, **change})
     assert not (tmp_path / "out").exists()
 
 
@@ -232,14 +232,14 @@ def test_a_result_that_is_not_one_is_refused(tmp_path: Path, change: dict[str, A
 )
 def test_a_wrong_argument_is_refused(tmp_path: Path, provenance: dict[str, Any], dtype: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SaveSyntheticStudyd(tmp_path, StudyPreprocessing("brats", 12), "brats", provenance, dtype)
+        SaveSyntheticStudyd(tmp_path, StudyPreprocessing("brats", 12), provenance, dtype)
     with pytest.raises(ValueError, match=message):
-        pending_studies([{"subject": "a", "t1": "t1.nii.gz"}], tmp_path, "brats", provenance, dtype)
+        pending_studies([{"subject": "a", "t1": "t1.nii.gz"}], tmp_path, BRATS, provenance, dtype)
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
     preprocessing, loaded = synthesised(write_study(tmp_path / "case"))
-    writer = SaveSyntheticStudyd(tmp_path / "out", preprocessing, BRATS, PROVENANCE)
+    writer = SaveSyntheticStudyd(tmp_path / "out", preprocessing, PROVENANCE)
     message = "cannot write case_flair_SYNTHETIC.nii.gz in the folder .*out/case.*too large"
     with pytest.raises(OSError, match=message), almost_full_disk(100):
         writer(loaded)
@@ -250,7 +250,7 @@ def test_a_volume_without_sidecar_is_not_finished(tmp_path: Path, monkeypatch: p
     study = write_study(tmp_path / "case")
     save(study, tmp_path / "out")
     preprocessing, loaded = synthesised(study)
-    newer = SaveSyntheticStudyd(tmp_path / "out", preprocessing, BRATS, {**PROVENANCE, "seed": 8})
+    newer = SaveSyntheticStudyd(tmp_path / "out", preprocessing, {**PROVENANCE, "seed": 8})
 
     def full(*_: Any, **__: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -287,7 +287,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, caplog: pyt
     assert "2 studies to synthesise; 1 are finished" in caplog.text
     for study in studies:
         save(study, tmp_path / "out")
-    assert pending_studies(studies, tmp_path / "out", "brats", PROVENANCE) == []
+    assert pending_studies(studies, tmp_path / "out", BRATS, PROVENANCE) == []
 
 
 def test_what_changes_the_result_makes_a_study_pending_again(tmp_path: Path) -> None:
@@ -322,8 +322,44 @@ def test_a_damaged_sidecar_makes_a_study_pending(tmp_path: Path, content: str) -
 
 def test_a_missing_volume_makes_a_study_pending(tmp_path: Path) -> None:
     study = write_study(tmp_path / "case")
-    Path(save(study, tmp_path / "out")["written"][1]).unlink()
+    Path(save(study, tmp_path / "out")["written"]["t1ce"]).unlink()
     assert pending_studies([study], tmp_path / "out", BRATS, PROVENANCE) == [study]
+
+
+def test_a_target_that_was_acquired_is_no_source_and_alone_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = write_study(tmp_path / "case", BRATS.names)
+    (pending,) = pending_studies([study], tmp_path / "out", BRATS, PROVENANCE, targets=["t1"])
+    assert pending == {key: path for key, path in study.items() if key != "t1"}
+    assert "case: t1 is asked for, and not used as a source" in caplog.text
+    preprocessing, loaded = synthesised(pending)
+    SaveSyntheticStudyd(tmp_path / "out", preprocessing, PROVENANCE, targets=["t1"])(loaded)
+    assert sorted(files_of(tmp_path / "out")) == ["case/case_t1_SYNTHETIC.json", "case/case_t1_SYNTHETIC.nii.gz"]
+    assert pending_studies([study], tmp_path / "out", BRATS, PROVENANCE, targets=["t1"]) == []
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (["pd"], "unknown contrast 'pd'"),
+        ("t1", "give a list of contrasts"),
+        ([], "give a list"),
+        (["t1", "t2"], "case'"),
+    ],
+)
+def test_targets_that_cannot_be_made_are_refused(tmp_path: Path, targets: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pending_studies([{"subject": "case", "t1": "a", "t2": "b"}], tmp_path, BRATS, PROVENANCE, targets=targets)
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, read = write_study(tmp_path / "case"), []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: [read.append(path.name), read_bytes(path)][1])
+    monkeypatch.setattr("apt_monai.io.source.file_sha256", lambda path: pytest.fail(f"{path} is read again"))
+    save(study, tmp_path / "out")
+    assert read == ["case_t1.nii.gz", "case_t2.nii.gz"]
 
 
 def test_studies_with_nothing_missing_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

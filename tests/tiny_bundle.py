@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from monai.bundle import ConfigWorkflow
 from monai.networks.nets import DiffusionModelUNet
 
@@ -58,7 +59,6 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
     common: dict[str, Any] = {
         "device": "cpu",
         "phantom_spacing": 10,
-        "sampling": SAMPLING,
     }
     if config == "train":
         return common | {
@@ -69,8 +69,13 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
             "mif_epochs": 2,
             "iterations": 6,  # three epochs
             **{f"network_settings#{key}": value for key, value in NETWORK.items()},
+            **{f"sampling#{key}": value for key, value in SAMPLING.items()},
         }
-    return common | {"phantom_subjects": 2} | ({"slices_per_subject": 2} if config == "evaluate" else {})
+    return (
+        common
+        | {"phantom_subjects": 2, "sampling": dict(SAMPLING)}
+        | ({"slices_per_subject": 2} if config == "evaluate" else {})
+    )
 
 
 def workflow(config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any) -> ConfigWorkflow:
@@ -128,21 +133,21 @@ def metadata_of(bundle: str) -> dict[str, Any]:
     return json.loads((configs_of(bundle) / "metadata.json").read_text())
 
 
-def write_untrained_model(folder: Path, bundle: str = BRATS_BUNDLE) -> Path:
+def write_untrained_model(folder: Path, bundle: str = BRATS_BUNDLE, trained_on: str = "nothing") -> Path:
     """A finished model folder whose weights are random."""
     contrasts, source = BUNDLES[bundle], encoder_of(bundle)
     channels = {"in_channels": len(contrasts), "out_channels": len(contrasts)}
     network = {"spatial_dims": 2, "with_conditioning": True} | channels | NETWORK
     settings = {
         "method": "apt",
-        "trained_on": "nothing",
+        "trained_on": trained_on,
         "contrasts": contrasts.to_dict(),
         "image_size": 16,
         "encoder_source": source,
         "fusion": {"embed_dim": 512, "num_heads": 8, "mlp_ratio": 1, "out_dim": 8},
         "network": network | {"cross_attention_dim": 8},
         "scheduler": {"num_train_timesteps": 1000, "schedule": "cosine", "prediction_type": "epsilon"},
-        "sampling": SAMPLING,
+        "sampling": yaml.safe_load((configs_of(bundle) / "train.yaml").read_text())["sampling"] | SAMPLING,
     }
     save_model_settings(folder, settings)
     settings = load_model_settings(folder)

@@ -31,15 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
     overrides: dict[str, object] = {"targets": arguments.target} if arguments.target else {}
     if arguments.data is not None:
         read_studies(arguments.data, contrasts, series=arguments.series)
-        subject, targets = "*", ["*"]
+        written = [f"{arguments.out}/*/*_{SYNTHETIC}.nii.gz"]
     else:
         overrides["studies"] = [_read_patient(arguments, contrasts, given)]
-        subject, targets = arguments.subject, arguments.target or [n for n in contrasts.names if n not in given]
+        targets = arguments.target or [name for name in contrasts.names if name not in given]
+        written = [f"{arguments.out}/{arguments.subject}/{arguments.subject}_{t}_{SYNTHETIC}.nii.gz" for t in targets]
     run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
     others = [name for name in datasets_with(list(given)) if name != contrasts.name]
     if unsaid and others:
         print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")
-    written = [f"{arguments.out}/{subject}/{subject}_{target}_{SYNTHETIC}.nii.gz" for target in targets]
     print("\nSynthesised, not acquired; for research, not for diagnosis or treatment:", *written, sep="\n  ")
     return 0
 

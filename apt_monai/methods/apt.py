@@ -170,9 +170,9 @@ class APT(Method):
 
 
 def _sampler(scheduler: DDPMScheduler, sampling: Mapping[str, Any]) -> TwoStageInferer:
-    unknown = sorted(set(sampling) - set(TwoStageInferer(scheduler).settings))
+    unknown = sorted(set(sampling) - set(TwoStageInferer.setting_names()))
     if unknown:
-        valid = ", ".join(TwoStageInferer(scheduler).settings)
+        valid = ", ".join(TwoStageInferer.setting_names())
         raise ValueError(f"sampling has no {', '.join(unknown)}: valid are {valid}")
     return TwoStageInferer(scheduler, **sampling)
 
