@@ -18,18 +18,20 @@ from apt_monai.contrasts import get_contrast_set
 from apt_monai.data.readers import read_studies
 from apt_monai.errors import StudyError
 from apt_monai.phantom.datasets import write_phantom_dataset
-from apt_monai.preprocessing import study as preprocessing
-from apt_monai.preprocessing.study import (
+from apt_monai.preprocessing import (
     PreprocessingSettings,
-    Scan,
-    correct_bias,
-    mask_by_filters,
+    brain_mask,
+    cohort,
     preprocess_cohort,
     preprocess_study,
-    register_rigidly,
-    resample,
     to_scanner_space,
 )
+from apt_monai.preprocessing.bias import correct_bias
+from apt_monai.preprocessing.brain_mask import find_brain_mask, mask_by_deepbet, mask_by_filters
+from apt_monai.preprocessing.output import save_nifti
+from apt_monai.preprocessing.registration import register_rigidly, register_study
+from apt_monai.preprocessing.resampling import isotropic_grid, resample
+from apt_monai.preprocessing.scan import Scan, from_itk, to_itk
 from apt_monai.transforms import StudyPreprocessing
 
 FILTERS = PreprocessingSettings(mask="itk")
@@ -153,7 +155,7 @@ def test_resampling_follows_the_matrix_into_the_scan() -> None:
 def test_itk_images_keep_the_space_of_any_affine() -> None:
     affine = movement() @ np.array([[0, 0, 1.5, 3], [-2.0, 0, 0, 4], [0, 1.0, 0, 5], [0, 0, 0, 1]])
     scan = Scan(np.arange(60, dtype=np.float32).reshape(3, 4, 5), affine)
-    back = preprocessing._from_itk(preprocessing._to_itk(scan))
+    back = from_itk(to_itk(scan))
     assert np.array_equal(back.volume, scan.volume)
     assert np.allclose(back.affine, affine)
 
@@ -207,7 +209,7 @@ def test_a_sheared_grid_is_written_without_a_qform_which_cannot_hold_it(tmp_path
     affine = PAIR_AFFINE.copy()
     affine[1, 2] += affine[2, 2] * np.tan(np.radians(15))  # a tilted gantry
     path = tmp_path / "a.nii.gz"
-    preprocessing._save_nifti(np.zeros((40, 48, 22), np.float32), affine, path)
+    save_nifti(np.zeros((40, 48, 22), np.float32), affine, path)
     image = nib.load(path)
     assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 0)
     assert np.allclose(image.affine, affine, atol=1e-4)
@@ -246,18 +248,18 @@ def test_scans_of_one_grid_are_registered_unless_the_contrast_set_says_that_they
     fixed, brain = make_t1(np.eye(4))
     moving, _ = make_t1(true)
     scans = {"t1ce": fixed, "t1": moving}
-    matrices, information = preprocessing._register_study("case", scans, "t1ce", get_contrast_set("brats"), (8.0, 4.0))
+    matrices, information = register_study("case", scans, "t1ce", get_contrast_set("brats"), (8.0, 4.0))
     assert np.median(errors_mm(matrices["t1"], true, brain, fixed.affine)) < 1.5
     assert list(information) == ["t1"]
     echoes = {"t2": fixed, "pd": moving}
-    matrices, information = preprocessing._register_study("case", echoes, "pd", get_contrast_set("adni"), (8.0, 4.0))
+    matrices, information = register_study("case", echoes, "pd", get_contrast_set("adni"), (8.0, 4.0))
     assert np.array_equal(matrices["t2"], np.eye(4)) and not information
 
 
 def test_an_isotropic_grid_lies_along_the_axes_of_an_oblique_scan() -> None:
     turn = movement((12.0, 5.0, -8.0), (3, 4, 5))
     scan = Scan(np.ones((6, 8, 4), np.float32), turn @ np.diag([-1.0, 1.0, 5.0, 1.0]))
-    shape, affine = preprocessing._isotropic_grid(scan, 1.0)
+    shape, affine = isotropic_grid(scan, 1.0)
     assert shape == (6, 8, 20)
     assert np.allclose(affine[:3, :3], turn[:3, :3], atol=1e-6)  # right angles, nearest to RAS
     middle = (np.array(shape) - 1) / 2
@@ -284,10 +286,10 @@ def test_deepbet_gets_t1_wherever_it_is_else_t1gd_else_the_filters_work(
         asked.append((name, scan))
         return litre
 
-    tools = {name: partial(masked_by, name) for name in ("itk", "deepbet")}
-    monkeypatch.setattr(preprocessing, "MASK_TOOLS", tools)
+    monkeypatch.setattr(brain_mask, "mask_by_filters", partial(masked_by, "itk"))
+    monkeypatch.setattr(brain_mask, "mask_by_deepbet", partial(masked_by, "deepbet"))
     scans = {name: Scan(litre.volume * i, litre.affine) for i, name in enumerate(names)}
-    mask = preprocessing._brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings(), None)
+    mask = find_brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings(), None)
     assert asked == [(tool, scans[source])]
     assert mask.origin.startswith(f"{tool} on {source}") and mask.space == source and mask.ml == 1000
     assert tool == "deepbet" or "needs a T1-weighted scan" in mask.origin
@@ -358,14 +360,14 @@ def test_one_bad_study_is_reported_and_the_next_run_resumes(tmp_path: Path, monk
     good, bad = write_raw(tmp_path / "good", ("t1",)), write_raw(tmp_path / "bad", ("t1",))
     Path(bad["t1"]).write_bytes(Path(bad["t1"]).read_bytes()[:500])
     crash = write_raw(tmp_path / "crash", ("pd",))
-    real = preprocessing.preprocess_study
+    real = preprocess_study
 
     def crashing(study: dict[str, str], *args: object) -> Path:
         if study["subject"] == "crash":
             raise KeyError("surprise")
         return real(study, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preprocessing, "preprocess_study", crashing)
+    monkeypatch.setattr(cohort, "preprocess_study", crashing)
     out = tmp_path / "out"
     report = preprocess_cohort([bad, crash, good], out, "adni", QUICK, progress=False)
     assert report.written == ["good"]
@@ -423,7 +425,7 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
 def test_deepbet_that_is_not_installed_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocessing, "find_spec", lambda name: None)
+    monkeypatch.setattr(cohort, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="needs the package deepbet"):
         preprocess_cohort([], tmp_path / "out", "adni")
     assert not (tmp_path / "out").exists()
@@ -474,6 +476,6 @@ def test_deepbet_finds_the_phantoms_brain(tmp_path: Path) -> None:
     pytest.importorskip("nilearn")
     (folder,) = write_phantom_dataset(tmp_path, "adni-raw", subjects=1, seed=1, spacing=3.0, progress=False)
     image = nib.load(folder / f"{folder.name}_t1.nii.gz")
-    mask = preprocessing.mask_by_deepbet(Scan(image.get_fdata(dtype=np.float32), image.affine))
+    mask = mask_by_deepbet(Scan(image.get_fdata(dtype=np.float32), image.affine))
     truth = np.asarray(nib.load(tmp_path / ".truth" / folder.name / "brain_t1.nii.gz").dataobj) > 0
     assert dice(mask.volume > 0.5, truth) > 0.95
