@@ -80,7 +80,7 @@ def preprocess_cohort(
         >>> study, settings = {"subject": "case", "t1": "no_such.nii.gz"}, PreprocessingSettings(mask="itk")
         >>> print(preprocess_cohort([study], "out", "adni", settings, progress=False))
         0 preprocessed, 0 there already, 1 failed
-          case: no_such.nii.gz: no such file; correct the path or take the contrast out of the study
+          case: ...no_such.nii.gz: no such file or folder; correct the path or take the contrast out of the study
     """
     contrast_set = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
     settings = settings or PreprocessingSettings()
@@ -93,7 +93,7 @@ def preprocess_cohort(
     for study in studies:
         if not (folder / study["subject"]).exists():
             todo.append(study)
-        elif reason := _differs(folder / study["subject"], study):
+        elif reason := _differs(folder / study["subject"], study, settings):
             report.failed[study["subject"]] = reason
         else:
             report.kept.append(study["subject"])
@@ -201,13 +201,16 @@ def _claim_folder(folder: Path, contrasts: ContrastSet, settings: PreprocessingS
         )
 
 
-def _differs(folder: Path, study: Mapping[str, str]) -> str | None:
+def _differs(folder: Path, study: Mapping[str, str], settings: PreprocessingSettings) -> str | None:
     """Why what is in a study's folder is not what the study would give now; None if it is."""
     path = folder / DETAILS_FOLDER / TRANSFORMS_NAME
     try:
         made_from = json.loads(path.read_text(encoding="utf-8"))["inputs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{path} cannot be read ({error}); delete the folder {folder} to preprocess the study again"
-    if made_from == inputs_of(study):
-        return None
-    return f"its scans changed since it was preprocessed; delete the folder {folder} to preprocess it again"
+    try:
+        if made_from == inputs_of(study, settings):
+            return None
+    except StudyError as error:
+        return str(error)
+    return f"its files changed since it was preprocessed; delete the folder {folder} to preprocess it again"

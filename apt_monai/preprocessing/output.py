@@ -10,9 +10,11 @@ import nibabel as nib
 from numpy.typing import NDArray
 
 from apt_monai.geometry import set_space
+from apt_monai.io.source import source_stat
 from apt_monai.preprocessing.scan import Matrix
+from apt_monai.preprocessing.settings import PreprocessingSettings
 
-VERSION = 2
+VERSION = 3
 """Raise it with every change of what comes out: another version's folder is refused."""
 SETTINGS_NAME = "preprocessing.json"
 DETAILS_FOLDER = "preprocessing"  # within a study's folder; the readers look at no folder below a study
@@ -34,18 +36,13 @@ def save_nifti(
     nib.save(image, path)
 
 
-def fingerprint(path: str) -> dict[str, Any]:
-    """What tells that an input is the same: its path, and size and time of its files (a folder may hold DICOM)."""
-    source = Path(path)
-    files = [f for f in sorted(source.rglob("*")) if f.is_file()] if source.is_dir() else [source]
-    stats = [f.stat() for f in files if f.exists()]
-    return {
-        "path": str(source.absolute()),
-        "bytes": sum(s.st_size for s in stats),
-        "modified_ns": max((s.st_mtime_ns for s in stats), default=0),
-    }
+def inputs_of(study: Mapping[str, str], settings: PreprocessingSettings) -> dict[str, list[str | int]]:
+    """What tells that a study's files are the same, by what they are; the user's own mask is one of them.
 
-
-def inputs_of(study: Mapping[str, str]) -> dict[str, Any]:
-    """The fingerprints of a study's files, by what they are."""
-    return {key: fingerprint(path) for key, path in study.items() if key != "subject"}
+    Raises:
+        StudyError: a file is missing.
+    """
+    files = {key: path for key, path in study.items() if key != "subject"}
+    if own := settings.own_mask(study):
+        files["mask"] = own
+    return {key: source_stat(path) for key, path in files.items()}

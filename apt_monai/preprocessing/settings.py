@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apt_monai.contrasts import ContrastSet
@@ -69,3 +70,15 @@ class PreprocessingSettings:
     def grid_of(self, contrasts: ContrastSet) -> tuple[str, ...] | float:
         """The grid that is asked for, or else the contrast set's own."""
         return contrasts.grid if self.grid is None else self.grid
+
+    def own_mask(self, study: Mapping[str, str]) -> str | None:
+        """The path of the user's own mask of a study: that in the study, else of the settings; None where a tool works.
+
+        Example::
+
+            >>> PreprocessingSettings(mask="masks/{subject}_mask.nii.gz").own_mask({"subject": "case"})
+            'masks/case_mask.nii.gz'
+        """
+        if "mask" in study:
+            return study["mask"]
+        return None if self.mask in MASK_TOOLS else self.mask.format(subject=study["subject"])

@@ -29,6 +29,7 @@ from apt_monai.preprocessing.output import (
 from apt_monai.preprocessing.registration import register_study
 from apt_monai.preprocessing.resampling import isotropic_grid, resample
 from apt_monai.preprocessing.scan import Matrix, Scan, Volume, read_scan
+from apt_monai.preprocessing.segmentation import carry_segmentation
 from apt_monai.preprocessing.settings import PreprocessingSettings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ def preprocess_study(
 
     Args:
         study: ``{"subject": name, <contrast>: path, ...}``, any non-empty subset of the contrasts, on any grids; with
-            ``"mask"``, a brain mask on the grid of one of them, it is taken instead of what the settings say.
+            ``"mask"``, a brain mask on the grid of one of them, it is taken instead of what the settings say; with
+            ``"seg"``, a segmentation on the grid of one of them, it is carried along (on none: left out, with a line
+            in the log).
         out: the folder in which the study's own folder is made.
         contrasts: the contrast set, or its name.
         settings: how; the defaults if None.
@@ -74,14 +77,15 @@ def preprocess_study(
     itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
     subject = study["subject"]
     names = _check_names(study, contrast_set)
+    inputs = inputs_of(study, settings)
     raw = {name: read_scan(study[name]) for name in names}
     grid = settings.grid_of(contrast_set)
-    reference = _reference(subject, [name for name in contrast_set.references or names if name in raw], grid)
+    ranked = [name for name in contrast_set.references or names if name in raw]
+    reference = _reference(subject, ranked, grid)
 
     scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
     matrices, information = register_study(subject, scans, reference, contrast_set, settings.levels)
-    mask = find_brain_mask(subject, scans, contrast_set, settings, study.get("mask"))
-    logger.info("%s: brain mask by %s", subject, mask.origin)
+    mask = find_brain_mask(subject, scans, contrast_set, settings, settings.own_mask(study))
     if isinstance(grid, (int, float)):
         shape, affine = isotropic_grid(scans[reference], grid)
     else:
@@ -94,6 +98,12 @@ def preprocess_study(
         details.mkdir()
         for name, volume in _volumes(scans, matrices, brain, affine):
             save_nifti(volume, affine, incomplete / f"{subject}_{name}.nii.gz")
+        carried = None
+        if "seg" in study:
+            ordered = {name: scans[name] for name in dict.fromkeys([reference, *ranked])}
+            carried = carry_segmentation(subject, study["seg"], ordered, matrices, shape, affine)
+        if carried:
+            save_nifti(carried[1], affine, incomplete / f"{subject}_{contrast_set.segmentation_suffixes[0]}.nii.gz")
         save_nifti(brain.astype(np.uint8), affine, details / BRAIN_MASK_NAME)
         record = {
             "subject": subject,
@@ -101,8 +111,9 @@ def preprocess_study(
             "space": "millimetres, RAS+; 'to_scanner' maps output space to the scan's own scanner space",
             "reference": reference,
             "grid": {"shape": list(shape), "affine": affine.tolist()},
-            "inputs": inputs_of(study),
+            "inputs": inputs,
             "mask": {"from": mask.origin, "scan": mask.space, "ml": mask.ml},
+            "segmentation": {"scan": carried[0]} if carried else None,
             "brain_ml": round(float(np.count_nonzero(brain) * abs(np.linalg.det(affine[:3, :3])) / 1000), 1),
             "scans": {name: _scan_record(scan, matrices[name], information.get(name)) for name, scan in scans.items()},
         }
@@ -115,7 +126,8 @@ def _check_names(study: Mapping[str, str], contrasts: ContrastSet) -> list[str]:
     subject = study["subject"]
     if subject in ("", ".", "..") or Path(subject).name != subject:
         raise StudyError(f"subject {subject!r}: names a folder of the output, so it must be a plain name without '/'")
-    contrasts.check(set(study) - {"subject", "mask"})
+    segmentation = {"seg"} if contrasts.segmentation_suffixes else set()
+    contrasts.check(set(study) - {"subject", "mask"} - segmentation)
     names = [name for name in contrasts.names if name in study]
     if not names:
         raise StudyError(f"study {subject!r}: has no contrast; at least one of {', '.join(contrasts.names)} is needed")
