@@ -56,7 +56,7 @@ def test_deepbet_gets_t1_wherever_it_is_else_t1gd_else_the_filters_work(
     assert tool == "deepbet" or "needs a T1-weighted scan" in mask.origin
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("itk::ERROR"), IndexError("no voxels"), StudyError("no brain")])
+@pytest.mark.parametrize("failure", [RuntimeError("itk::ERROR"), IndexError()])
 def test_a_tool_that_fails_names_the_study_and_says_what_to_do(
     failure: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:

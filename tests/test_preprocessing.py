@@ -114,8 +114,8 @@ def write_tumour(path: Path, affine: np.ndarray, pose: np.ndarray, shape: tuple[
     voxels = np.vstack([np.indices(shape).reshape(3, -1), np.ones(np.prod(shape))])
     head = (np.linalg.inv(pose) @ affine @ voxels)[:3].reshape(3, *shape)
     labels = np.zeros(shape, np.uint8)
-    labels[np.linalg.norm(head - np.array([20, 10, 5])[:, None, None, None], axis=0) < 24] = 1
-    labels[np.linalg.norm(head - np.array([20, 10, 5])[:, None, None, None], axis=0) < 12] = 4
+    distance = np.linalg.norm(head - np.array([20, 10, 5])[:, None, None, None], axis=0)
+    labels[distance < 24], labels[distance < 12] = 1, 4
     return write_nifti(path, labels, affine)
 
 
@@ -138,6 +138,10 @@ def test_a_segmentation_moves_with_the_scan_whose_grid_it_is_on(
     true = np.asarray(nib.load(write_tumour(tmp_path / "a.nii", PAIR_AFFINE, np.eye(4), (40, 48, 22))).dataobj)
     assert set(np.unique(found)) == {0, 1, 4}  # no label between two others
     assert dice(found > 0, true > 0) > 0.85 and dice(found == 4, true == 4) > 0.7
+
+    transforms = tmp_path / "out" / "case" / "preprocessing" / "transforms.json"
+    back = np.asarray(nib.load(to_scanner_space(study["seg"], transforms, "t1", tmp_path / "back.nii.gz")).dataobj)
+    assert set(np.unique(back)) == {0, 1, 4}
 
     matrix = np.array(transforms_of(tmp_path / "out" / "case")["scans"]["t1"]["to_scanner"])
     labels = np.asarray(nib.load(raw / "case_seg.nii.gz").dataobj)

@@ -211,6 +211,6 @@ def _differs(folder: Path, study: Mapping[str, str], settings: PreprocessingSett
     try:
         if made_from == inputs_of(study, settings):
             return None
-    except StudyError as error:
+    except (StudyError, OSError) as error:
         return str(error)
     return f"its files changed since it was preprocessed; delete the folder {folder} to preprocess it again"

@@ -8,13 +8,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, write_text
 from apt_monai.io import read_volume
 from apt_monai.io.sidecar import is_synthetic_name, sidecar_path
 from apt_monai.preprocessing.output import TRANSFORMS_NAME, save_nifti
-from apt_monai.preprocessing.resampling import resample
+from apt_monai.preprocessing.resampling import resample, resample_labels
 from apt_monai.preprocessing.scan import Scan
 
 
@@ -22,14 +23,16 @@ def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, 
     """Put a volume of the output space onto the voxel grid of one of the study's scans, where the scanner saw it.
 
     Args:
-        volume: a NIfTI file on the study's output grid: a preprocessed or a synthesised contrast, or the mask.
+        volume: a NIfTI file on the study's output grid: a preprocessed or a synthesised contrast, the mask, or the
+            segmentation.
         transforms: the study's ``transforms.json``.
         contrast: the scan whose grid it is put on, one of those that the study has.
         out: the file to write. A synthesised volume must be named so: with ``SYNTHETIC`` in the name.
 
     Returns:
-        The file, float32, linear between voxels, 0 where the volume does not reach. A JSON sidecar beside the volume is
-        copied beside it, with ``"resampled_to"`` in it.
+        The file, 0 where the volume does not reach: float32, linear between voxels; of the mask and the segmentation
+        (uint8, as preprocessing writes them) the nearest labels. A JSON sidecar beside the volume is copied beside it,
+        with ``"resampled_to"`` in it.
 
     Raises:
         StudyError: a file cannot be read, or the volume is not on the study's output grid.
@@ -57,8 +60,14 @@ def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, 
 
     scan = scans[contrast]
     affine = np.array(scan["grid"]["affine"])
-    moved = resample(values, scan["grid"]["shape"], affine, np.linalg.inv(np.array(scan["to_scanner"])), order=1)
-    header: Any = nib.load(source).header  # of a synthesised volume, both of these say SYNTHETIC
+    back = np.linalg.inv(np.array(scan["to_scanner"]))
+    header: Any = nib.load(source).header
+    moved: NDArray[Any]
+    if header.get_data_dtype() == np.uint8 and header.get_slope_inter() in ((None, None), (1.0, 0.0)):
+        moved = resample_labels(values, scan["grid"]["shape"], affine, back)
+    else:
+        moved = resample(values, scan["grid"]["shape"], affine, back, order=1)
+    # Of a synthesised volume, both of these fields of the header say SYNTHETIC
     with complete_file(target) as partial:
         save_nifti(moved, affine, partial, bytes(header["descrip"]), bytes(header["intent_name"]))
     sidecar = sidecar_path(source)

@@ -81,4 +81,4 @@ class PreprocessingSettings:
         """
         if "mask" in study:
             return study["mask"]
-        return None if self.mask in MASK_TOOLS else self.mask.format(subject=study["subject"])
+        return None if self.mask in MASK_TOOLS else self.mask.replace("{subject}", study["subject"])
