@@ -1,168 +1,46 @@
-"""Preprocessing raw scans: registration against a known movement, resampling, masks, the cohort, and the way back."""
+"""Preprocessing raw scans: a study, a cohort that goes on where it stopped, and the way back."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
+from tiny_dicom import write_series
+from tiny_heads import (
+    PAIR_AFFINE,
+    QUICK,
+    T1_AFFINE,
+    dice,
+    errors_mm,
+    make_pair,
+    make_scan,
+    make_t1,
+    movement,
+    transforms_of,
+    write_raw,
+)
 from tiny_studies import write_nifti
 
-from apt_monai.contrasts import get_contrast_set
 from apt_monai.data.readers import read_studies
 from apt_monai.errors import StudyError
+from apt_monai.io import read_volume
 from apt_monai.phantom.datasets import write_phantom_dataset
-from apt_monai.preprocessing import study as preprocessing
-from apt_monai.preprocessing.study import (
+from apt_monai.preprocessing import (
     PreprocessingSettings,
-    Scan,
-    correct_bias,
-    mask_by_filters,
+    cohort,
     preprocess_cohort,
     preprocess_study,
-    register_rigidly,
-    resample,
     to_scanner_space,
 )
 from apt_monai.transforms import StudyPreprocessing
 
 FILTERS = PreprocessingSettings(mask="itk")
-QUICK = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0))
-# Intensities outside, in scalp, skull, CSF, grey matter, white matter
-LOOKS = {"t1": (2, 90, 8, 20, 60, 85), "t2": (2, 50, 5, 140, 80, 60), "pd": (2, 75, 6, 90, 85, 70)}
-T1_AFFINE = np.array([[0, 0, 6.0, -90], [6.0, 0, 0, -117], [0, 6.0, 0, -102], [0, 0, 0, 1]])  # stored sagittally
-PAIR_AFFINE = np.array([[-5.0, 0, 0, 97.5], [0, 5.0, 0, -117.5], [0, 0, 8.0, -84], [0, 0, 0, 1]])
-
-
-def movement(degrees: tuple[float, float, float] = (3.0, -4.0, 5.0), mm: tuple[float, ...] = (4, -3, 2)) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, :3] = Rotation.from_rotvec(np.radians(degrees)).as_matrix()
-    matrix[:3, 3] = mm
-    return matrix
-
-
-def anatomy(points: np.ndarray) -> np.ndarray:
-    """The tissue, 0 to 5, at (3, N) mm of an uneven head."""
-    x, y, z = points
-    radius = np.sqrt((x / (68 + 0.12 * y)) ** 2 + (y / 86) ** 2 + ((z - 0.15 * x) / 54) ** 2)
-    tissue = np.searchsorted(-np.array([1.34, 1.24, 1.08, 0.97, 0.85]), -radius)
-    ventricle = ((x - 14) / 12) ** 2 + (y / 34) ** 2 + ((z - 6) / 14) ** 2 < 1
-    nuclei = (np.hypot((x + 30) / 14, (y - 25) / 18) < 1) | (np.hypot((x - 25) / 18, (z + 15) / 12) < 1)
-    tissue[nuclei & (tissue == 5)] = 4
-    tissue[ventricle] = 3
-    return tissue
-
-
-def make_scan(name: str, shape: tuple[int, int, int], affine: np.ndarray, pose: np.ndarray) -> tuple[Scan, np.ndarray]:
-    """A noisy scan of the head moved by `pose` (head mm to scanner mm), and its true brain mask."""
-    rng = np.random.default_rng(len(name) + sum(shape))
-    voxels = np.indices(shape).reshape(3, -1)
-    looks = np.array(LOOKS[name], np.float32)
-    total: np.ndarray = np.zeros(voxels.shape[1], np.float32)
-    for part in np.array(np.meshgrid(*[[-0.33, 0, 0.33]] * 3)).reshape(3, -1).T:
-        world = affine @ np.vstack([voxels + part[:, None], np.ones(voxels.shape[1])])
-        total += looks[anatomy((np.linalg.inv(pose) @ world)[:3])] / 27
-    middle = np.linalg.inv(pose) @ affine @ np.vstack([voxels, np.ones(voxels.shape[1])])
-    brain = anatomy(middle[:3]) >= 3
-    noise = rng.normal(0, 1.5, (2, *shape))
-    return Scan(np.hypot(total.reshape(shape) + noise[0], noise[1]).astype(np.float32), affine), brain.reshape(shape)
-
-
-def make_t1(pose: np.ndarray) -> tuple[Scan, np.ndarray]:
-    return make_scan("t1", (40, 36, 31), T1_AFFINE, pose)
-
-
-def make_pair(name: str) -> tuple[Scan, np.ndarray]:
-    return make_scan(name, (40, 48, 22), PAIR_AFFINE, np.eye(4))
-
-
-def write_raw(folder: Path, names: tuple[str, ...] = ("t1", "t2", "pd")) -> dict[str, str]:
-    study = {"subject": folder.name}
-    for name in names:
-        scan, _ = make_t1(movement()) if name == "t1" else make_pair(name)
-        study[name] = write_nifti(folder / f"{folder.name}_{name}.nii.gz", scan.volume, scan.affine)
-    return study
-
-
-def errors_mm(found: np.ndarray, true: np.ndarray, brain: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """How far each brain voxel is put from where it is, in mm."""
-    points = affine @ np.vstack([np.argwhere(brain).T, np.ones(np.count_nonzero(brain))])
-    return np.linalg.norm(((found - true) @ points)[:3], axis=0)
-
-
-def dice(first: np.ndarray, second: np.ndarray) -> float:
-    return 2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second))
-
-
-def transforms_of(folder: Path) -> dict:
-    return json.loads((folder / "preprocessing" / "transforms.json").read_text())
-
-
-@pytest.mark.parametrize("far", [0.0, 60.0])
-def test_registration_finds_the_movement_from_near_and_far(far: float) -> None:
-    true = movement(mm=(4 + far, -3, 2))
-    affine = T1_AFFINE.copy()
-    affine[0, 3] += far  # the field of view went with the head
-    moving, _ = make_scan("t1", (40, 36, 31), affine, true)
-    fixed, brain = make_pair("t2")
-    found, information = register_rigidly(fixed, moving, (8.0, 4.0))
-    error = errors_mm(found, true, brain, fixed.affine)
-    assert np.median(error) < 1.5  # the voxels have 5×5×8 mm and 6 mm
-    assert 0 < information < 5
-
-
-def test_registration_of_scans_that_cannot_overlap_is_one_error() -> None:
-    fixed, _ = make_pair("t2")
-    with pytest.raises(RuntimeError, match="registration failed"):
-        register_rigidly(fixed, Scan(np.zeros((2, 2, 2), np.float32), np.diag([0.1, 0.1, 0.1, 1])), (8.0,))
-
-
-def test_bias_correction_flattens_a_known_field() -> None:
-    scan, brain = make_pair("pd")
-    x = np.linspace(-1, 1, 40)[:, None, None]
-    field = np.exp(0.35 * x).astype(np.float32)
-    corrected = correct_bias(Scan(scan.volume * field, scan.affine), 10.0)
-    left = np.log(corrected.volume / scan.volume)[brain]
-    assert left.std() < 0.8 * np.log(np.broadcast_to(field, brain.shape))[brain].std()
-
-
-def test_resampling_to_thicker_slices_averages_those_within() -> None:
-    thin = np.random.default_rng(0).normal(size=(5, 4, 12)).astype(np.float32)
-    affine = np.diag([1.0, 1.0, 3.0, 1.0])
-    affine[2, 3] = 1.0
-    thick = resample(Scan(thin, np.eye(4)), (5, 4, 4), affine, np.eye(4), order=1)
-    assert np.allclose(thick, thin.reshape(5, 4, 4, 3).mean(-1), atol=1e-5)
-
-
-def test_resampling_follows_the_matrix_into_the_scan() -> None:
-    volume = np.zeros((9, 9, 9), np.float32)
-    volume[6, 4, 4] = 1.0
-    shift = np.eye(4)
-    shift[0, 3] = 4.0  # 4 mm in output space are 2 voxels of 2 mm here
-    scan = Scan(volume, np.diag([2.0, 2.0, 2.0, 1.0]))
-    moved = resample(scan, (9, 9, 9), scan.affine, shift, order=1)
-    assert np.unravel_index(moved.argmax(), moved.shape) == (4, 4, 4)
-
-
-def test_itk_images_keep_the_space_of_any_affine() -> None:
-    affine = movement() @ np.array([[0, 0, 1.5, 3], [-2.0, 0, 0, 4], [0, 1.0, 0, 5], [0, 0, 0, 1]])
-    scan = Scan(np.arange(60, dtype=np.float32).reshape(3, 4, 5), affine)
-    back = preprocessing._from_itk(preprocessing._to_itk(scan))
-    assert np.array_equal(back.volume, scan.volume)
-    assert np.allclose(back.affine, affine)
-
-
-@pytest.mark.parametrize("name", ["t1", "t2", "pd"])
-def test_filters_find_the_brain(name: str) -> None:
-    scan, brain = make_t1(np.eye(4)) if name == "t1" else make_pair(name)
-    mask = mask_by_filters(scan)
-    assert dice(mask.volume > 0.5, brain) > 0.7  # voxels of 5 to 8 mm, as large as the skull is thick
 
 
 def test_a_study_becomes_what_the_networks_read(tmp_path: Path) -> None:
@@ -203,16 +81,6 @@ def test_the_same_scans_give_the_same_bytes(tmp_path: Path) -> None:
         assert file.read_bytes() == (second / file.relative_to(first)).read_bytes()
 
 
-def test_a_sheared_grid_is_written_without_a_qform_which_cannot_hold_it(tmp_path: Path) -> None:
-    affine = PAIR_AFFINE.copy()
-    affine[1, 2] += affine[2, 2] * np.tan(np.radians(15))  # a tilted gantry
-    path = tmp_path / "a.nii.gz"
-    preprocessing._save_nifti(np.zeros((40, 48, 22), np.float32), affine, path)
-    image = nib.load(path)
-    assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 0)
-    assert np.allclose(image.affine, affine, atol=1e-4)
-
-
 def test_t1_alone_keeps_its_own_grid_and_an_edge_in_mm_gives_isotropic_voxels(tmp_path: Path) -> None:
     study = write_raw(tmp_path / "case", ("t1",))
     own = nib.load(preprocess_study(study, tmp_path / "a", "adni", QUICK) / "case_t1.nii.gz")
@@ -225,104 +93,99 @@ def test_t1_alone_keeps_its_own_grid_and_an_edge_in_mm_gives_isotropic_voxels(tm
 
 
 def test_brats_comes_with_its_defaults_at_1_mm_in_the_pose_of_the_contrast_sets_reference(tmp_path: Path) -> None:
-    folder = tmp_path / "raw" / "case"
-    scans = {"flair": make_pair("pd")[0], "t1": make_t1(movement())[0], "t2": make_pair("t2")[0]}
-    study = {"subject": "case"} | {
-        name: write_nifti(folder / f"case_{name}.nii.gz", scan.volume, scan.affine) for name, scan in scans.items()
-    }
-    settings = PreprocessingSettings(mask="itk", bias_spacing=20.0, levels=(8.0, 4.0))
-    report = preprocess_cohort([study], tmp_path / "out", "brats", settings, progress=False)
+    affines = {"flair": np.diag([2.0, 2.0, 4.0, 1.0]), "t1": np.diag([2.0, 3.0, 3.0, 1.0])}
+    shapes = {"flair": (24, 24, 12), "t1": (24, 16, 16)}
+    study = {"subject": "case"}
+    for name, affine in affines.items():
+        volume = np.random.default_rng(0).random(shapes[name], np.float32) + np.indices(shapes[name]).sum(0)
+        study[name] = write_nifti(tmp_path / f"{name}.nii.gz", volume.astype(np.float32), affine)
+    study["mask"] = write_nifti(tmp_path / "mask.nii.gz", np.ones(shapes["t1"], np.uint8), affines["t1"])
+    report = preprocess_cohort([study], tmp_path / "out", "brats", QUICK, progress=False)
     assert report.written == ["case"]
     record = transforms_of(tmp_path / "out" / "case")
     assert record["reference"] == "t1"  # no T1Gd
     assert np.allclose(np.linalg.norm(np.array(record["grid"]["affine"])[:3, :3], axis=0), 1.0)
     assert record["scans"]["t1"]["to_scanner"] == np.eye(4).tolist()
-    assert record["mask"]["scan"] == "t1"
     assert json.loads((tmp_path / "out" / "preprocessing.json").read_text())["grid"] == 1.0
 
 
-def test_scans_of_one_grid_are_registered_unless_the_contrast_set_says_that_they_are_one_acquisition() -> None:
-    true = movement()  # between T1 and T1Gd the patient moved, on a grid that was planned once
-    fixed, brain = make_t1(np.eye(4))
-    moving, _ = make_t1(true)
-    scans = {"t1ce": fixed, "t1": moving}
-    matrices, information = preprocessing._register_study("case", scans, "t1ce", get_contrast_set("brats"), (8.0, 4.0))
-    assert np.median(errors_mm(matrices["t1"], true, brain, fixed.affine)) < 1.5
-    assert list(information) == ["t1"]
-    echoes = {"t2": fixed, "pd": moving}
-    matrices, information = preprocessing._register_study("case", echoes, "pd", get_contrast_set("adni"), (8.0, 4.0))
-    assert np.array_equal(matrices["t2"], np.eye(4)) and not information
+def write_tumour(path: Path, affine: np.ndarray, pose: np.ndarray, shape: tuple[int, int, int]) -> str:
+    """Labels 1 and 4 in two spheres of the head."""
+    voxels = np.vstack([np.indices(shape).reshape(3, -1), np.ones(np.prod(shape))])
+    head = (np.linalg.inv(pose) @ affine @ voxels)[:3].reshape(3, *shape)
+    labels = np.zeros(shape, np.uint8)
+    distance = np.linalg.norm(head - np.array([20, 10, 5])[:, None, None, None], axis=0)
+    labels[distance < 24], labels[distance < 12] = 1, 4
+    return write_nifti(path, labels, affine)
 
 
-def test_an_isotropic_grid_lies_along_the_axes_of_an_oblique_scan() -> None:
-    turn = movement((12.0, 5.0, -8.0), (3, 4, 5))
-    scan = Scan(np.ones((6, 8, 4), np.float32), turn @ np.diag([-1.0, 1.0, 5.0, 1.0]))
-    shape, affine = preprocessing._isotropic_grid(scan, 1.0)
-    assert shape == (6, 8, 20)
-    assert np.allclose(affine[:3, :3], turn[:3, :3], atol=1e-6)  # right angles, nearest to RAS
-    middle = (np.array(shape) - 1) / 2
-    assert np.allclose(affine @ [*middle, 1], scan.affine @ [2.5, 3.5, 1.5, 1])
-
-
-@pytest.mark.parametrize(
-    ("dataset", "names", "tool", "source"),
-    [
-        ("brats", ("flair", "t1", "t1ce", "t2"), "deepbet", "t1"),
-        ("brats", ("flair", "t1ce", "t2"), "deepbet", "t1ce"),
-        ("brats", ("flair", "t2"), "itk", "t2"),
-        ("adni", ("t1", "t2", "pd"), "deepbet", "t1"),
-        ("adni", ("t2", "pd"), "itk", "t2"),
-    ],
-)
-def test_deepbet_gets_t1_wherever_it_is_else_t1gd_else_the_filters_work(
-    dataset: str, names: tuple[str, ...], tool: str, source: str, monkeypatch: pytest.MonkeyPatch
+def test_a_segmentation_moves_with_the_scan_whose_grid_it_is_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    litre = Scan(np.ones((10, 10, 10), np.float32), np.diag([10.0, 10.0, 10.0, 1.0]))
-    asked: list[tuple[str, Scan]] = []
+    raw = tmp_path / "raw" / "case"
+    write_nifti(raw / "case_t1ce.nii.gz", make_pair("pd")[0].volume, PAIR_AFFINE)
+    write_nifti(raw / "case_t1.nii.gz", make_t1(movement())[0].volume, T1_AFFINE)
+    write_nifti(raw / "case_flair.nii.gz", make_t1(movement(mm=(0, 3, 2)))[0].volume, T1_AFFINE)  # moved on that grid
+    write_tumour(raw / "case_seg.nii.gz", T1_AFFINE, movement(), (40, 36, 31))
+    settings = replace(QUICK, grid=("t1ce",))
+    assert preprocess_cohort(read_studies(raw, "brats"), tmp_path / "out", "brats", settings).written == ["case"]
+    assert "the head moved between t1, flair" in caplog.text and "the segmentation goes with t1" in caplog.text
 
-    def masked_by(name: str, scan: Scan) -> Scan:
-        asked.append((name, scan))
-        return litre
+    (study,) = read_studies(tmp_path / "out", "brats")
+    image = nib.load(study["seg"])
+    found = np.asarray(image.dataobj)
+    assert image.get_data_dtype() == np.uint8 and np.allclose(image.affine, PAIR_AFFINE)
+    true = np.asarray(nib.load(write_tumour(tmp_path / "a.nii", PAIR_AFFINE, np.eye(4), (40, 48, 22))).dataobj)
+    assert set(np.unique(found)) == {0, 1, 4}  # no label between two others
+    assert dice(found > 0, true > 0) > 0.85 and dice(found == 4, true == 4) > 0.7
 
-    tools = {name: partial(masked_by, name) for name in ("itk", "deepbet")}
-    monkeypatch.setattr(preprocessing, "MASK_TOOLS", tools)
-    scans = {name: Scan(litre.volume * i, litre.affine) for i, name in enumerate(names)}
-    mask = preprocessing._brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings(), None)
-    assert asked == [(tool, scans[source])]
-    assert mask.origin.startswith(f"{tool} on {source}") and mask.space == source and mask.ml == 1000
-    assert tool == "deepbet" or "needs a T1-weighted scan" in mask.origin
+    transforms = tmp_path / "out" / "case" / "preprocessing" / "transforms.json"
+    back = np.asarray(nib.load(to_scanner_space(study["seg"], transforms, "t1", tmp_path / "back.nii.gz")).dataobj)
+    assert set(np.unique(back)) == {0, 1, 4}
+
+    matrix = np.array(transforms_of(tmp_path / "out" / "case")["scans"]["t1"]["to_scanner"])
+    labels = np.asarray(nib.load(raw / "case_seg.nii.gz").dataobj)
+    naive = np.zeros_like(found)
+    for voxel in np.argwhere(np.ones(found.shape, bool)):
+        i, j, k = np.rint((np.linalg.inv(T1_AFFINE) @ matrix @ PAIR_AFFINE @ [*voxel, 1])[:3]).astype(int)
+        if 0 <= i < 40 and 0 <= j < 36 and 0 <= k < 31:
+            naive[tuple(voxel)] = labels[i, j, k]
+    assert np.array_equal(found, naive)
 
 
-def test_a_brain_volume_outside_what_heads_have_is_an_error_that_says_so(tmp_path: Path) -> None:
-    study = write_raw(tmp_path / "case", ("t2", "pd"))
-    message = r"'case': the brain mask has \d+ ml \(itk on t2\), and a head's has 100 to 300; look at t2.*your own"
-    with pytest.raises(StudyError, match=message):
-        preprocess_study(study, tmp_path / "out", "adni", replace(QUICK, brain_ml=(100.0, 300.0)))
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("what", ["another grid", "no whole numbers", "corrupt"])
+def test_a_segmentation_that_cannot_be_carried_along_is_left_out_and_the_log_names_it(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = write_raw(tmp_path / "case", ("t1",))
+    path = tmp_path / "case" / "case_seg.nii.gz"
+    if what == "another grid":
+        write_nifti(path, np.ones((40, 36, 31), np.uint8), np.eye(4))
+    elif what == "no whole numbers":
+        write_nifti(path, np.full((40, 36, 31), 0.5, np.float32), T1_AFFINE)
+    else:
+        path.write_bytes(b"no image")
+    folder = preprocess_study({**study, "seg": str(path)}, tmp_path / "out", "brats", replace(QUICK, grid=("t1",)))
+    (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert line.startswith("case: ") and str(path) in line
+    assert sorted(f.name for f in folder.iterdir()) == ["case_t1.nii.gz", "preprocessing"]
 
 
-def test_a_mask_of_the_users_own_is_taken_on_any_scans_grid(tmp_path: Path) -> None:
-    study = write_raw(tmp_path / "case", ("t1", "pd"))
-    _, brain = make_t1(movement())
-    write_nifti(tmp_path / "masks" / "case_mask.nii.gz", brain.astype(np.uint8), T1_AFFINE)
-    pattern = str(tmp_path / "masks" / "{subject}_mask.nii.gz")
-    settings = PreprocessingSettings(mask=pattern, bias_spacing=20.0, levels=(8.0, 4.0))
-    folder = preprocess_study(study, tmp_path / "out", "adni", settings)
-    _, true_brain = make_pair("pd")
-    mask = np.asarray(nib.load(folder / "preprocessing" / "brainmask.nii.gz").dataobj) > 0
-    assert dice(mask, true_brain) > 0.93
-    assert transforms_of(folder)["mask"]["from"].endswith("case_mask.nii.gz")
+def test_unusable_studies_are_one_error_and_leave_nothing(tmp_path: Path) -> None:
+    def fails(study: dict[str, str], match: str, settings: PreprocessingSettings = QUICK) -> None:
+        with pytest.raises(ValueError, match=match):
+            preprocess_study(study, tmp_path / "out", "adni", settings)
+        assert not (tmp_path / "out").exists()
 
-    beside = {**study, "mask": str(tmp_path / "masks" / "case_mask.nii.gz")}  # in the study's own folder
-    again = preprocess_cohort([beside], tmp_path / "beside", "adni", QUICK, progress=False)
-    assert again.written == preprocess_cohort([beside], tmp_path / "beside", "adni", QUICK, progress=False).kept
-    same = nib.load(tmp_path / "beside" / "case" / "preprocessing" / "brainmask.nii.gz")
-    assert np.array_equal(np.asarray(same.dataobj) > 0, mask)
-
-    write_nifti(tmp_path / "masks" / "case_mask.nii.gz", brain.astype(np.uint8), np.eye(4))
-    with pytest.raises(StudyError, match=r"case_mask.nii.gz: the mask is on the grid of none .*t1, pd"):
-        preprocess_study(study, tmp_path / "out2", "adni", settings)
-    assert not (tmp_path / "out2" / "case").exists()
+    t1 = write_raw(tmp_path / "case", ("t1",))["t1"]
+    flat = write_nifti(tmp_path / "flat.nii.gz", np.zeros((4, 4, 4), np.int16))
+    below = write_nifti(tmp_path / "below.nii.gz", np.arange(-10, 54).reshape(4, 4, 4).astype(np.int16))
+    fails({"subject": "s"}, "has no contrast; at least one of t1, t2, pd")
+    fails({"subject": "s", "flair": t1}, "unknown contrast 'flair'")
+    fails({"subject": "../s", "t1": t1}, "plain name")
+    fails({"subject": "s", "t1": flat}, "every voxel is 0")
+    fails({"subject": "s", "t1": below}, "down to -10")
+    fails({"subject": "s", "t1": t1}, "grid of pd or t2 was asked for", PreprocessingSettings(("pd", "t2"), "itk"))
 
 
 def test_a_result_goes_back_onto_the_scanners_own_grid(tmp_path: Path) -> None:
@@ -335,6 +198,10 @@ def test_a_result_goes_back_onto_the_scanners_own_grid(tmp_path: Path) -> None:
     assert np.allclose(image.affine, T1_AFFINE)
     _, brain = make_t1(movement())
     assert dice(np.asarray(image.dataobj) > 0.5, brain) > 0.7
+
+    pd = nib.load(folder / "case_pd.nii.gz")
+    own = nib.load(to_scanner_space(folder / "case_pd.nii.gz", transforms, "pd", tmp_path / "pd.nii.gz"))
+    assert np.array_equal(own.dataobj, pd.dataobj) and np.allclose(own.affine, PAIR_AFFINE)  # its grid is the output's
 
     synthetic = tmp_path / "case_t2_SYNTHETIC.nii.gz"
     marked = nib.load(folder / "case_pd.nii.gz")
@@ -358,14 +225,14 @@ def test_one_bad_study_is_reported_and_the_next_run_resumes(tmp_path: Path, monk
     good, bad = write_raw(tmp_path / "good", ("t1",)), write_raw(tmp_path / "bad", ("t1",))
     Path(bad["t1"]).write_bytes(Path(bad["t1"]).read_bytes()[:500])
     crash = write_raw(tmp_path / "crash", ("pd",))
-    real = preprocessing.preprocess_study
+    real = preprocess_study
 
     def crashing(study: dict[str, str], *args: object) -> Path:
         if study["subject"] == "crash":
             raise KeyError("surprise")
         return real(study, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(preprocessing, "preprocess_study", crashing)
+    monkeypatch.setattr(cohort, "preprocess_study", crashing)
     out = tmp_path / "out"
     report = preprocess_cohort([bad, crash, good], out, "adni", QUICK, progress=False)
     assert report.written == ["good"]
@@ -380,23 +247,6 @@ def test_one_bad_study_is_reported_and_the_next_run_resumes(tmp_path: Path, monk
     assert "changed since" in preprocess_cohort([good], out, "adni", QUICK, progress=False).failed["good"]
     with pytest.raises(ValueError, match="preprocessed otherwise"):
         preprocess_cohort([good], out, "adni", FILTERS, progress=False)
-
-
-def test_unusable_studies_are_one_error_and_leave_nothing(tmp_path: Path) -> None:
-    def fails(study: dict[str, str], match: str, settings: PreprocessingSettings = QUICK) -> None:
-        with pytest.raises(ValueError, match=match):
-            preprocess_study(study, tmp_path / "out", "adni", settings)
-        assert not (tmp_path / "out").exists()
-
-    t1 = write_raw(tmp_path / "case", ("t1",))["t1"]
-    flat = write_nifti(tmp_path / "flat.nii.gz", np.zeros((4, 4, 4), np.int16))
-    below = write_nifti(tmp_path / "below.nii.gz", np.arange(-10, 54).reshape(4, 4, 4).astype(np.int16))
-    fails({"subject": "s"}, "has no contrast; at least one of t1, t2, pd")
-    fails({"subject": "s", "flair": t1}, "unknown contrast 'flair'")
-    fails({"subject": "../s", "t1": t1}, "plain name")
-    fails({"subject": "s", "t1": flat}, "every voxel is 0")
-    fails({"subject": "s", "t1": below}, "down to -10")
-    fails({"subject": "s", "t1": t1}, "grid of pd or t2 was asked for", PreprocessingSettings(("pd", "t2"), "itk"))
 
 
 def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
@@ -420,13 +270,42 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: Path) -> None:
         preprocess_cohort([], tmp_path, "adni", FILTERS)
 
 
-def test_deepbet_that_is_not_installed_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_changed_slice_of_a_dicom_series_is_a_changed_scan_and_a_missing_one_fails_its_study_alone(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(preprocessing, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="needs the package deepbet"):
-        preprocess_cohort([], tmp_path / "out", "adni")
-    assert not (tmp_path / "out").exists()
+    scan, _ = make_t1(np.eye(4))
+    mask = write_nifti(tmp_path / "masks" / "mask.nii.gz", np.ones((20, 18, 8), np.uint8), np.eye(4))
+    studies = []
+    for subject in ("a", "b", "c"):
+        volume = scan.volume[10:30, 10:28, 10:18].astype(np.int16)
+        write_series(tmp_path / subject, volume, (0, 0, 0), (1, 1, 1))
+        studies.append({"subject": subject, "t1": f"{tmp_path / subject}::1.2.3", "mask": mask})
+        nib.save(nib.Nifti1Image(np.ones(volume.shape, np.uint8), read_volume(tmp_path / subject)[1]), mask)
+    out = tmp_path / "out"
+    assert preprocess_cohort(studies, out, "adni", QUICK, progress=False).written == ["a", "b", "c"]
+    assert preprocess_cohort(studies, out, "adni", QUICK, progress=False).kept == ["a", "b", "c"]
+
+    changed = sorted((tmp_path / "a").iterdir())[0]
+    changed.write_bytes(changed.read_bytes()[:-2] + b"\1\0")
+    shutil.rmtree(tmp_path / "b")
+    new = {**studies[2], "subject": "new"}
+    report = preprocess_cohort([*studies, new], out, "adni", QUICK, progress=False)
+    assert (report.written, report.kept) == (["new"], ["c"])
+    assert "changed since" in report.failed["a"]
+    assert report.failed["b"].startswith(f"{tmp_path / 'b'}::1.2.3: no such file or folder")
+
+
+def test_a_mask_of_the_users_own_that_was_drawn_anew_is_noticed(tmp_path: Path) -> None:
+    study = write_raw(tmp_path / "case", ("t1",))
+    settings = replace(QUICK, mask=f"{tmp_path}/{{subject}}_mask.nii.gz")
+    brain = make_t1(movement())[1].astype(np.uint8)
+    write_nifti(tmp_path / "case_mask.nii.gz", brain, T1_AFFINE)
+    assert preprocess_cohort([study], tmp_path / "out", "adni", settings, progress=False).written == ["case"]
+    assert preprocess_cohort([study], tmp_path / "out", "adni", settings, progress=False).kept == ["case"]
+    brain[20] = 0
+    write_nifti(tmp_path / "case_mask.nii.gz", brain, T1_AFFINE)
+    again = preprocess_cohort([study], tmp_path / "out", "adni", settings, progress=False)
+    assert "changed since" in again.failed["case"]
 
 
 @pytest.mark.slow
@@ -466,14 +345,3 @@ class _Bomb(str):
 
     def __reduce__(self) -> tuple[object, tuple[int]]:
         return os._exit, (1,)
-
-
-@pytest.mark.slow
-def test_deepbet_finds_the_phantoms_brain(tmp_path: Path) -> None:
-    pytest.importorskip("deepbet")
-    pytest.importorskip("nilearn")
-    (folder,) = write_phantom_dataset(tmp_path, "adni-raw", subjects=1, seed=1, spacing=3.0, progress=False)
-    image = nib.load(folder / f"{folder.name}_t1.nii.gz")
-    mask = preprocessing.mask_by_deepbet(Scan(image.get_fdata(dtype=np.float32), image.affine))
-    truth = np.asarray(nib.load(tmp_path / ".truth" / folder.name / "brain_t1.nii.gz").dataobj) > 0
-    assert dice(mask.volume > 0.5, truth) > 0.95

@@ -13,7 +13,7 @@ from apt_monai.data.readers import read_studies
 def run(arguments: argparse.Namespace) -> int:
     """Preprocess a cohort; 1 where studies failed."""
     studies = read_studies(arguments.raw, arguments.dataset, series=arguments.series)
-    from apt_monai.preprocessing.study import PreprocessingSettings, preprocess_cohort  # after the check: seconds
+    from apt_monai.preprocessing import PreprocessingSettings, preprocess_cohort  # after the check: seconds
 
     settings = PreprocessingSettings(grid=arguments.grid, mask=arguments.mask)
     report = preprocess_cohort(studies, arguments.out, arguments.dataset, settings, arguments.workers)
