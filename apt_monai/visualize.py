@@ -391,7 +391,7 @@ class SynthesisPicture:
 
     def __init__(self, log_dir: str | Path, contrasts: str | ContrastSet) -> None:
         self.log_dir = Path(log_dir)
-        self.contrasts = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+        self.contrasts = get_contrast_set(contrasts)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""

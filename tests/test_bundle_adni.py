@@ -21,7 +21,7 @@ from apt_monai.contrasts import ADNI
 from apt_monai.data.readers import read_studies
 from apt_monai.files import file_sha256
 from apt_monai.phantom import write_phantom_dataset
-from apt_monai.preprocessing.study import PreprocessingSettings, preprocess_cohort, to_scanner_space
+from apt_monai.preprocessing import PreprocessingSettings, preprocess_cohort, to_scanner_space
 
 MODEL = ["codebook.json", "codebook.png", "fusion.pt", "model.json", "model.pt", "split.json"]
 PHANTOM = "phantom/adni-10mm-seed0"

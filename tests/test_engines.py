@@ -261,11 +261,6 @@ def test_postprocessing_gets_the_study_and_the_loaded_one_is_not_changed() -> No
     assert torch.equal(study["image"], before)
 
 
-def test_a_slice_batch_size_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="slice_batch_size is 0: valid is 1 or more"):
-        Synthesizer(make_method(), slice_batch_size=0)
-
-
 # --- the steps of a training
 
 

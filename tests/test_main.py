@@ -26,7 +26,7 @@ from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, ContrastSet, get_con
 from apt_monai.data.readers import read_studies
 from apt_monai.io import read_volume
 from apt_monai.places import FORMAT
-from apt_monai.preprocessing.study import MASK_TOOLS, PreprocessingSettings
+from apt_monai.preprocessing.settings import MASK_TOOLS, PreprocessingSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -86,10 +86,10 @@ def test_an_installed_wheel_synthesises_with_the_shipped_weights_from_an_empty_f
     variables = {"PYTHONPATH": str(installed), "PYTHONDONTWRITEBYTECODE": "1", "APT_MONAI_HOME": str(tmp_path / "home")}
     where = finish(["-c", "import apt_monai; print(apt_monai.__file__)"], empty, **variables)
     assert Path(where.strip()).is_relative_to(installed)
-    fast = ("sampling#start_step=20", "sampling#sampling_steps=1", "sampling#unroll_iterations=0")
-    words = ["-m", "apt_monai", "synthesize", "--t1", str(t1), "--dataset", "brats", "--out", str(tmp_path / "out")]
-    finish([*words, *(word for setting in fast for word in ("--set", setting))], empty, **variables)
-    written = sorted((tmp_path / "out").rglob("*.nii.gz"))
+    fast = {"sampling_steps": 1, "unroll_iterations": 0}
+    code = f"apt_monai.load('brats', sampling={fast}).synthesize({{'t1': {str(t1)!r}}}, out='out')"
+    finish(["-c", f"import apt_monai; {code}"], empty, **variables)
+    written = sorted((empty / "out").rglob("*.nii.gz"))
     assert [file.name.split("_")[-2] for file in written] == ["flair", "t1ce", "t2"]
     for file in written:
         assert np.isfinite(nib.load(file).get_fdata()).all()

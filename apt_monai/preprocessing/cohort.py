@@ -82,7 +82,7 @@ def preprocess_cohort(
         0 preprocessed, 0 there already, 1 failed
           case: ...no_such.nii.gz: no such file or folder; correct the path or take the contrast out of the study
     """
-    contrast_set = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+    contrast_set = get_contrast_set(contrasts)
     settings = settings or PreprocessingSettings()
     folder = Path(out)
     _check_arguments(studies, contrast_set, settings, workers)

@@ -72,7 +72,7 @@ def preprocess_study(
         >>> sorted(path.name for path in folder.iterdir())
         ['case_t1.nii.gz', 'preprocessing']
     """
-    contrast_set = get_contrast_set(contrasts) if isinstance(contrasts, str) else contrasts
+    contrast_set = get_contrast_set(contrasts)
     settings = settings or PreprocessingSettings()
     itk.MultiThreaderBase.SetGlobalDefaultNumberOfThreads(1)
     subject = study["subject"]
