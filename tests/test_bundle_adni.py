@@ -242,7 +242,7 @@ def test_a_raw_study_is_preprocessed_synthesised_and_put_back_on_the_scanners_gr
         assert np.allclose(image.affine, scanned.affine)
         assert image.header["descrip"].item().startswith(b"SYNTHETIC")
         sidecar = json.loads(back.with_name(back.name.replace(".nii.gz", ".json")).read_text())
-        assert sidecar["bundle"] == ADNI_BUNDLE and sidecar["resampled_to"]["scan"] == contrast
+        assert sidecar["method"] == "apt" and sidecar["resampled_to"]["scan"] == contrast
         there = image.get_fdata() != 0
         brain = np.asarray(nib.load(tmp_path / "raw" / ".truth" / subject / f"{mask}.nii.gz").dataobj) > 0
         assert 2 * np.count_nonzero(there & brain) / (there.sum() + brain.sum()) > 0.85  # where the scanner saw it

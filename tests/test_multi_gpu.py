@@ -142,7 +142,6 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     folder = tmp_path_factory.mktemp("one")
     for place, changes in ((folder / "still", {"learning_rate": 0, "mif_learning_rate": 0}), (folder, {})):
         options = {**train_options(place, data), **changes}
-        del options["config_file"]
         numbers = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
         tiny_bundle.run("train", "training", **numbers)
     return folder

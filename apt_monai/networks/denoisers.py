@@ -81,6 +81,7 @@ class PublishedDenoiser(Denoiser):
 
     Example::
 
+        >>> import torch
         >>> class Network(nn.Module):
         ...     def forward(self, x, timesteps, context):
         ...         return 0.1 * x
