@@ -26,7 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from apt_monai.contrasts import BRATS
-from apt_monai.data import SliceCache
+from apt_monai.data.slice_cache import SliceCache
 from apt_monai.files import write_text
 from apt_monai.transforms import StudyPreprocessing
 from benchmarks.machine import available_memory, describe_machine

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from apt_monai.codebook import build_codebook
 from apt_monai.contrasts import BRATS
-from apt_monai.data import FeatureDataset, SliceCache, SliceDataset
+from apt_monai.data.slice_cache import FeatureDataset, SliceCache, SliceDataset
 from apt_monai.engines import FusionPrepareBatch
 from apt_monai.losses import AnatomicalConsistencyLoss
 from apt_monai.networks import MutualInformationFusion, VisionEncoder

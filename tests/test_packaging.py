@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import apt_monai
+from apt_monai import data
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "apt_monai"
@@ -99,9 +100,9 @@ def test_every_folder_of_the_package_and_every_bundle_is_installed() -> None:
 def test_every_data_file_of_the_package_is_installed() -> None:
     patterns = setup_cfg()["options.package_data"]["apt_monai"].replace(",", " ").split()
     files = [p.relative_to(PACKAGE) for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    data = [str(p) for p in files if p.suffix != ".py"]
-    assert "py.typed" in data
-    assert [p for p in data if not any(fnmatch(p, pattern) for pattern in patterns)] == []
+    others = [str(p) for p in files if p.suffix != ".py"]
+    assert "py.typed" in others
+    assert [p for p in others if not any(fnmatch(p, pattern) for pattern in patterns)] == []
 
 
 def test_modules_import_only_from_floors_above_them_and_their_own() -> None:
@@ -116,6 +117,18 @@ def test_modules_import_only_from_floors_above_them_and_their_own() -> None:
 
 def test_modules_do_not_import_in_circles() -> None:
     TopologicalSorter({name: own_imports(name, path) - {name} for name, path in MODULES.items()}).prepare()
+
+
+def test_listing_and_reading_studies_does_not_wait_for_torch_or_monai() -> None:
+    code = "import sys, apt_monai.data.readers, apt_monai.io; print({'torch', 'monai'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.strip() == b"set()"
+
+
+def test_the_names_that_configs_take_from_the_data_room_are_there() -> None:
+    for names in data._FILES.values():
+        assert all(callable(getattr(data, name)) for name in names)
+    with pytest.raises(AttributeError, match="'apt_monai.data' has no attribute 'find_study'"):
+        data.find_study  # noqa: B018
 
 
 LAZY = ("apt_monai", "apt_monai.bundle", "apt_monai.cli")  # so that help is quick

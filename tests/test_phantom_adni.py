@@ -11,7 +11,7 @@ import pytest
 from scipy.ndimage import label
 
 from apt_monai.contrasts import ADNI
-from apt_monai.data import read_studies
+from apt_monai.data.readers import read_studies
 from apt_monai.phantom import adni, write_phantom_dataset
 from apt_monai.phantom.acquisition import ideal_signal, magnitude_image
 from apt_monai.phantom.adni import (

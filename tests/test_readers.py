@@ -9,7 +9,8 @@ import pytest
 from tiny_dicom import write_series, write_slice
 
 from apt_monai.contrasts import BRATS
-from apt_monai.data import patient, read_studies
+from apt_monai.data.readers import read_studies
+from apt_monai.data.splits import patient
 from apt_monai.errors import StudyError
 from apt_monai.io import read_volume
 

@@ -15,8 +15,7 @@ from tiny_studies import write_study
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from apt_monai.data import SliceCache, SliceDataset, encode_slices
-from apt_monai.data.slice_cache import FeatureDataset
+from apt_monai.data.slice_cache import FeatureDataset, SliceCache, SliceDataset, encode_slices
 from apt_monai.errors import StudyError
 from apt_monai.transforms import StudyPreprocessing
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from apt_monai.data import load_split, patient, save_split, split_subjects
+from apt_monai.data.splits import load_split, patient, save_split, split_subjects
 
 NAMES = [f"BraTS2021_{i:05d}" for i in range(100)]
 

@@ -1,37 +1,28 @@
-"""Data: study folders to data lists, splits by subject, the slice cache, and synthetic volumes to NIfTI."""
+"""Data: study folders to data lists, splits by subject, the slice cache, and synthetic volumes to NIfTI.
 
-from apt_monai.data.preparation import find_split, find_studies, prepare_slices, select_studies
-from apt_monai.data.readers import read_studies
-from apt_monai.data.slice_cache import CachedStudy, FeatureDataset, SliceCache, SliceDataset, encode_slices
-from apt_monai.data.splits import load_split, patient, save_split, split_subjects
-from apt_monai.data.writers import (
-    SaveSyntheticStudyD,
-    SaveSyntheticStudyd,
-    SaveSyntheticStudyDict,
-    check_writable,
-    pending_studies,
-    synthetic_path,
-)
+Our own modules import from this room's files (``from apt_monai.data.readers import read_studies``). For users and for
+MONAI's YAML the names below are here too; a file is imported when one of its names is asked for, so that listing a
+folder's studies does not wait for torch and MONAI.
+"""
 
-__all__ = [
-    "CachedStudy",
-    "FeatureDataset",
-    "SaveSyntheticStudyD",
-    "SaveSyntheticStudyDict",
-    "SaveSyntheticStudyd",
-    "SliceCache",
-    "SliceDataset",
-    "check_writable",
-    "encode_slices",
-    "find_split",
-    "find_studies",
-    "load_split",
-    "patient",
-    "pending_studies",
-    "prepare_slices",
-    "read_studies",
-    "save_split",
-    "select_studies",
-    "split_subjects",
-    "synthetic_path",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_FILES = {
+    "preparation": ("find_split", "find_studies", "prepare_slices", "select_studies"),
+    "readers": ("read_studies",),
+    "slice_cache": ("CachedStudy", "FeatureDataset", "SliceCache", "SliceDataset", "encode_slices"),
+    "splits": ("load_split", "patient", "save_split", "split_subjects"),
+    "writers": ("SaveSyntheticStudyD", "SaveSyntheticStudyDict", "SaveSyntheticStudyd", "pending_studies",
+                "synthetic_path"),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """A name of one of the room's files (PEP 562)."""
+    for file, names in _FILES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{file}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
