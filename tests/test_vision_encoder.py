@@ -201,21 +201,30 @@ def test_untrained_encoder_never_overwrites_a_real_one(tmp_path: Path) -> None:
     folder = tmp_path / "clip"
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps(biomedclip_config()))
-    with pytest.raises(FileExistsError, match="open_clip_config.json is there already"):
+    with pytest.raises(FileExistsError, match="clip: holds open_clip_config.json, not an untrained encoder"):
         write_untrained_encoder(folder)
     assert [path.name for path in folder.iterdir()] == ["open_clip_config.json"]
     write_untrained_encoder(tmp_path / "own", seed=1)
     write_untrained_encoder(tmp_path / "own", seed=2)  # its own may be replaced
+    (tmp_path / "own" / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match="own: holds notes.txt"):
+        write_untrained_encoder(tmp_path / "own")
 
 
-def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any) -> None:
-        raise OSError("disk full")
+def test_interrupted_write_leaves_nothing_or_the_encoder_that_was_there(
+    tmp_path: Path, untrained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = VisionEncoder(str(untrained)).fingerprint
 
-    monkeypatch.setattr(vision_encoder, "save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_untrained_encoder(tmp_path / "encoder")
-    assert list((tmp_path / "encoder").iterdir()) == []
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vision_encoder, "write_text", stop)  # the weights are written by then
+    for folder in (tmp_path / "other", untrained):
+        with pytest.raises(KeyboardInterrupt):
+            write_untrained_encoder(folder, seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == [untrained.name]
+    assert VisionEncoder(str(untrained)).fingerprint == before
 
 
 @pytest.mark.parametrize("missing", ["open_clip_config.json", "open_clip_model.safetensors"])
