@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from ignite.engine import Engine
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from tiny_dicom import SAGITTAL, write_series
 
-from apt_monai import visualize
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import BRATS
+from apt_monai.io import read_volume
 from apt_monai.transforms.bezier import BEZIER_CURVES
 from apt_monai.visualize import (
     SynthesisPicture,
@@ -31,13 +33,13 @@ from apt_monai.visualize import (
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved."""
     figures: list[Figure] = []
-    save = visualize._save
+    save = Figure.savefig
 
-    def keep(figure: Figure, path: str | Path) -> Path:
+    def keep(figure: Figure, path: Path, **kwargs: Any) -> None:
         figures.append(figure)
-        return save(figure, path)
+        save(figure, path, **kwargs)
 
-    monkeypatch.setattr(visualize, "_save", keep)
+    monkeypatch.setattr(Figure, "savefig", keep)
     return figures
 
 
@@ -159,6 +161,19 @@ def test_volumes_are_drawn_in_three_planes_and_synthetic_ones_are_marked(tmp_pat
     found = texts(drawn[0])
     assert found.count("SYNTHETIC") == 2 * 3
     assert {"axial", "coronal", "sagittal", "T1", "T2", "FLAIR", "case a"} <= set(found)
+
+
+def test_whatever_is_a_volume_of_a_study_is_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A NIfTI file without an ending, and a DICOM series: the same pictures as of the file that holds its voxels."""
+    volume = np.random.default_rng(0).integers(1, 900, (8, 7, 6)).astype(np.int16)
+    write_series(tmp_path / "series", volume, orientation=SAGITTAL)
+    nib.save(nib.Nifti1Image(*read_volume(tmp_path / "series")), tmp_path / "a.nii.gz")
+    bare = shutil.copy(tmp_path / "a.nii.gz", tmp_path / "IMG0001")
+    draw_volume(tmp_path / "p.png", {"file": tmp_path / "a.nii.gz", "bare": bare, "series": tmp_path / "series"})
+    for axes in np.reshape(drawn[0].axes, (3, 3)):
+        file, *others = (image.images[0].get_array() for image in axes)
+        for other in others:
+            np.testing.assert_array_equal(other, file)
 
 
 def test_planes_keep_the_proportions_of_thick_slices(tmp_path: Path, drawn: list[Figure]) -> None:

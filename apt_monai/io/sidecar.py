@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 
 from apt_monai import __version__
-from apt_monai.io.nifti import nifti_stem
+from apt_monai.io.nifti import load_nifti, nifti_stem
 
 SYNTHETIC = "SYNTHETIC"
 """Part of the name of each synthesised volume, the beginning of its header's description, and its intent's name."""
@@ -23,6 +23,29 @@ def is_synthetic_name(path: str | Path) -> bool:
         (True, False)
     """
     return SYNTHETIC in Path(path).name.upper()
+
+
+def is_synthetic(path: str | Path) -> bool:
+    """Whether a volume was synthesised, as its file's name or its header says; a renamed file still says it.
+
+    Args:
+        path: a volume, as :func:`apt_monai.io.read_volume` takes it; a DICOM series is never one of ours.
+
+    Raises:
+        StudyError: a NIfTI file that cannot be read.
+
+    Example::
+
+        >>> import numpy as np
+        >>> image = nib.Nifti1Image(np.ones((4, 5, 6), np.float32), np.eye(4))
+        >>> mark_synthetic(image.header, "T1Gd")
+        >>> nib.save(image, "renamed.nii.gz")
+        >>> is_synthetic("renamed.nii.gz")
+        True
+    """
+    if is_synthetic_name(path):
+        return True
+    return Path(path).is_file() and load_nifti(path).header["intent_name"].item() == SYNTHETIC.encode()
 
 
 def mark_synthetic(header: nib.Nifti1Header, label: str) -> None:
