@@ -99,12 +99,6 @@ def test_a_movement_is_rigid_and_of_a_few_degrees_and_millimetres() -> None:
     assert shifts.std() == pytest.approx(2.5, rel=0.15) and 2 < turns.mean() < 5
 
 
-def test_resampling_onto_the_same_grid_changes_nothing() -> None:
-    grid = adni_axial_grid(8.0)
-    volume = np.random.default_rng(0).random(grid.shape, np.float32)
-    assert np.allclose(resample(volume, grid, grid), volume, atol=1e-6)
-
-
 def test_resampling_matches_a_naive_version_with_a_movement_and_thick_slices() -> None:
     source = Grid((9, 8, 10), np.diag([2.0, 2.0, 2.0, 1.0]))
     target = Grid((3, 4, 2), np.array([[-3.0, 0, 0, 12], [0, 2.5, 0, 2], [0, 0, 6, 4], [0, 0, 0, 1]]))
@@ -337,26 +331,13 @@ def test_raw_and_ready_studies_do_not_mix_in_one_folder(ready: list[Path]) -> No
         write_phantom_dataset(ready[0].parent, "adni-raw", 1, seed=0, spacing=SPACING, progress=False)
 
 
-def test_a_folder_of_real_studies_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "002_S_0413").mkdir()
-    with pytest.raises(ValueError, match="no phantom"):
-        write_phantom_dataset(tmp_path, "adni", 1, seed=0, spacing=8.0, progress=False)
-
-
 @pytest.mark.parametrize(
-    ("dataset", "changes", "message"),
-    [
-        ("adni-raw", {"shape": (10, 10, 10)}, "leave it out"),
-        ("adni", {"shape": (10, 10)}, "three whole numbers"),
-        ("adni", {"spacing": 0.0}, "spacing is 0.0"),
-        ("adni-raw", {"spacing": 11.0}, "spacing is 11.0"),
-        ("adni-dicom", {}, "unknown dataset 'adni-dicom': valid are brats, adni, adni-raw"),
-    ],
+    ("changes", "message"), [({"shape": (10, 10, 10)}, "leave it out"), ({"spacing": 11.0}, "spacing is 11.0")]
 )
 def test_a_bad_argument_is_named_and_nothing_is_written(
-    tmp_path: Path, dataset: str, changes: dict[str, object], message: str
+    tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     arguments: dict[str, object] = {"subjects": 1, "seed": 0, "spacing": 8.0, "progress": False}
     with pytest.raises(ValueError, match=message):
-        write_phantom_dataset(tmp_path / "out", dataset, **(arguments | changes))  # type: ignore[arg-type]
+        write_phantom_dataset(tmp_path / "out", "adni-raw", **(arguments | changes))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
