@@ -7,17 +7,14 @@ import configparser
 import importlib.metadata
 import importlib.util
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from ci_scripts import load_script
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -189,88 +186,3 @@ def test_every_package_that_is_imported_is_declared(folder: str, extras: tuple[s
             if top not in ours and not known & {canonicalize_name(owner) for owner in owners.get(top, [top])}:
                 undeclared.add(f"{path.relative_to(ROOT)}: {top}")
     assert not undeclared
-
-
-ENTRIES = [n for n, p in MODULES.items() if p.name == "__main__.py" or '__name__ == "__main__"' in p.read_text()]
-
-
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_every_command_and_subcommand_has_help(
-    entry: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def help_of(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [entry, *arguments, "--help"])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_module(entry.removesuffix(".__main__"), run_name="__main__", alter_sys=True)
-        assert stop.value.code in (0, None)
-        return capsys.readouterr().out
-
-    usage = help_of()
-    assert "usage" in usage.lower()
-    subcommands = re.search(r"\{([\w,-]+)\}", usage)
-    for subcommand in subcommands[1].split(",") if subcommands else []:
-        assert subcommand in help_of(subcommand)
-
-
-@pytest.fixture
-def venv() -> ModuleType:
-    """The script that makes the Makefile's environment."""
-    return load_script("venv")
-
-
-def test_environment_depends_on_the_dependencies_alone(venv: ModuleType, tmp_path: Path) -> None:
-    text = (ROOT / "setup.cfg").read_text()
-    edited = tmp_path / "setup.cfg"
-    edited.write_text(text.replace("attr: apt_monai.__version__", "9.9.9").replace("# torchvision", "# TorchVision"))
-    assert venv.default_folder(edited) == venv.default_folder(ROOT / "setup.cfg")
-    edited.write_text(text.replace("numpy>=1.26", "numpy>=1.27"))
-    assert venv.default_folder(edited) != venv.default_folder(ROOT / "setup.cfg")
-
-
-def test_environment_is_made_once_and_made_anew_after_an_interruption(
-    venv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "a folder" / "venv"
-    commands: list[list[str]] = []
-    interrupt = True
-
-    def fake_run(command: list[str], check: bool) -> None:
-        commands.append(command)
-        if command[2] == "venv":
-            (folder / "bin").mkdir(parents=True)
-            (folder / "bin" / "python").touch()
-        elif interrupt:
-            (folder / "half-installed").touch()
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(subprocess, "run", fake_run)
-    with pytest.raises(KeyboardInterrupt):
-        venv.install(folder, ["numpy"])
-    assert (folder / "half-installed").exists() and not (folder / venv.STAMP).exists()
-
-    interrupt = False
-    venv.install(folder, ["numpy"])
-    assert not (folder / "half-installed").exists() and commands[-1][-1] == "numpy"
-
-    done = len(commands)
-    venv.install(folder, ["numpy"])
-    assert len(commands) == done
-    venv.install(folder, ["numpy", "torch"])
-    assert commands[-1][-2:] == ["numpy", "torch"] and "venv" not in [c[2] for c in commands[done:]]
-
-
-def test_environment_that_was_there_before_is_only_added_to(
-    venv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.touch()
-
-    def interrupted(command: list[str], check: bool) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(subprocess, "run", interrupted)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            venv.install(tmp_path / "venv", ["numpy"])
-        assert python.exists()
