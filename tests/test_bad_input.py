@@ -274,7 +274,7 @@ def test_an_error_with_any_name_in_it_can_be_printed_on_a_strict_terminal(tmp_pa
     folder = tmp_path / "Sch\u00e4del \udce4"  # a file name of an old disk: no UTF-8
     folder.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "apt_monai", "synthesize", str(folder), "--dataset", "brats", "--out", tmp_path / "o"],
+        [sys.executable, "-m", "apt_monai", "train", folder, "--dataset", "brats"],
         env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
         capture_output=True,
         check=False,

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -158,6 +159,7 @@ def declared(*extras: str) -> set[str]:
     return names
 
 
+@cache
 def module_owners() -> dict[str, list[str]]:
     """The distributions that own each top-level module: ``packages_distributions`` of Python 3.11, for 3.10 as well."""
     owners: dict[str, list[str]] = {}
@@ -173,8 +175,8 @@ def module_owners() -> dict[str, list[str]]:
     ("folder", "extras"), [("apt_monai", ("phantom", "preprocess")), ("tests", ("phantom", "test", "onnx", "tracking"))]
 )
 def test_every_package_that_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:
-    owners = module_owners()
-    owners["itk"] = ["itk"]  # a distribution that only brings itk-core, itk-io and others, which own the module
+    # itk is a distribution that only brings itk-core, itk-io and others, which own the module
+    owners = {**module_owners(), "itk": ["itk"]}
     ours = {"apt_monai", "benchmarks", "conftest", *sys.stdlib_module_names}
     ours |= {path.stem for path in (ROOT / "tests").glob("*.py")}
     known = declared(*extras)
