@@ -177,7 +177,9 @@ def test_the_head_is_one_piece_with_air_around_and_inside(head: Head, signals: d
 
 
 def test_coverings_are_the_same_on_every_grid() -> None:
-    fine, coarse = (Grid((2 * n + 1, 2 * n + 1, 2 * n + 1), np.diag([s, s, s, 1.0])) for n, s in ((24, 4.0), (12, 8.0)))
+    fine, coarse = (
+        Grid((2 * n + 1, 2 * n + 1, 2 * n + 1), np.diag([s, s, s, 1.0])) for n, s in ((20, 5.0), (10, 10.0))
+    )
     a, b = (
         whole_head_signals(make_head(g, 0, 1, HEALTHY), 0, 1, HEALTHY, ADNI_SEQUENCES)["pd"] for g in (fine, coarse)
     )
@@ -190,7 +192,7 @@ def test_about_half_of_the_subjects_are_atrophic_and_have_more_csf() -> None:
     assert 70 < sum(population is ATROPHIC for population in drawn) < 130
     for subject in range(2):
         healthy, atrophic = (
-            make_head(adni_axial_grid(8.0), 0, subject, population).fractions["csf"].mean()
+            make_head(adni_axial_grid(10.0), 0, subject, population).fractions["csf"].mean()
             for population in (HEALTHY, ATROPHIC)
         )
         assert atrophic > 1.3 * healthy
