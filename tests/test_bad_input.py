@@ -55,40 +55,11 @@ def truncate(study: Path) -> Path:
     return path
 
 
-def corrupt(study: Path) -> Path:
-    path = study / "b_bad_t2.nii.gz"
-    content = bytearray(path.read_bytes())
-    content[-6] ^= 0xFF  # the checksum
-    path.write_bytes(content)
-    return path
-
-
 def replace_by(volume: np.ndarray, affine: np.ndarray = LPS) -> Callable[[Path], Path]:
     def spoil(study: Path) -> Path:
         return Path(write_nifti(study / "b_bad_t2.nii.gz", volume, affine))
 
     return spoil
-
-
-def with_voxel(value: float) -> np.ndarray:
-    volume = np.ones(SHAPE, np.float32)
-    volume[3, 3, 3] = value
-    return volume
-
-
-def rgb(study: Path) -> Path:
-    path = study / "b_bad_t2.nii.gz"
-    nib.save(nib.Nifti1Image(np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")]), LPS), path)
-    return path
-
-
-def unknown_contrast(study: Path) -> Path:
-    return Path(write_nifti(study / "b_bad_dwi.nii.gz", np.ones(SHAPE, np.int16)))
-
-
-def second_file(study: Path) -> Path:
-    shutil.copy(study / "b_bad_t2.nii.gz", study / "b_bad_t2w.nii.gz")
-    return study / "b_bad_t2w.nii.gz"
 
 
 def no_contrast(study: Path) -> Path:
@@ -98,22 +69,11 @@ def no_contrast(study: Path) -> Path:
     return study
 
 
-FOUND_BY_LISTING = {
-    "no contrast at all": (no_contrast, "no acquired contrast found"),
-    "unknown contrast": (unknown_contrast, "unknown contrast 'dwi'"),
-    "two files for one contrast": (second_file, "a second file for t2"),
-}
+# What is refused, and how, is tested where it is refused (test_readers, test_study_loading); here is one of each kind.
+FOUND_BY_LISTING = {"no contrast at all": (no_contrast, "no acquired contrast found")}
 FOUND_BY_READING = {
     "truncated": (truncate, "truncated or corrupt"),
-    "corrupt": (corrupt, "truncated or corrupt"),
-    "other shape": (replace_by(np.ones((12, 10, 7), np.int16)), "shape .* differs"),
     "other affine": (replace_by(np.ones(SHAPE, np.int16), np.eye(4)), "affine differs"),
-    "NaN": (replace_by(with_voxel(np.nan)), "1 voxels are NaN or infinite"),
-    "infinite": (replace_by(with_voxel(np.inf)), "1 voxels are NaN or infinite"),
-    "all zero": (replace_by(np.zeros(SHAPE, np.int16)), "every voxel is 0"),
-    "4D": (replace_by(np.ones((*SHAPE, 2), np.int16)), "is 4D"),
-    "RGB": (rgb, "RGB"),
-    "single slice": (replace_by(np.ones((12, 10, 1), np.int16)), "single slice"),
 }
 
 
@@ -131,30 +91,20 @@ def test_inference_names_the_bad_file(finished: Path, tmp_path: Path, case: str)
     assert files_of(out) == ([] if case in FOUND_BY_LISTING else done)
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (("t1", "pd"), r"002_S_0413_pd.nii.gz: shape \(12, 10, 6\) differs from .* register and resample them first"),
-        (("flair", "t2"), r"unknown contrast 'flair'; adni file names end in one of t1, t2, pd"),
-    ],
-    ids=["as scanned", "of BraTS"],
-)
-def test_adni_refuses_studies_that_are_not_as_preprocessing_writes_them(
-    tmp_path: Path, names: tuple[str, ...], message: str
-) -> None:
+def test_adni_refuses_studies_as_scanned(tmp_path: Path) -> None:
     """A raw study cannot be used by mistake: T1 has a grid of its own."""
     study = tmp_path / "dataset" / "002_S_0413"
-    write_study(study, names, SHAPE, seg=False)
-    if "t1" in names:
-        write_nifti(study / "002_S_0413_t1.nii.gz", np.ones((10, 10, 10), np.int16))
+    write_study(study, ("t1", "pd"), SHAPE, seg=False)
+    write_nifti(study / "002_S_0413_t1.nii.gz", np.ones((10, 10, 10), np.int16))
     model, out = write_untrained_model(tmp_path / "model", ADNI_BUNDLE), tmp_path / "out"
     places = {"dataset_dir": str(tmp_path / "dataset"), "model_dir": str(model), "output_dir": str(out)}
     error = error_of("inference", "run", bundle=ADNI_BUNDLE, **places)
+    message = r"002_S_0413_pd.nii.gz: shape \(12, 10, 6\) differs from .* register and resample them first"
     assert isinstance(error, StudyError) and re.search(message, str(error))
     assert files_of(out) == []
 
 
-@pytest.mark.parametrize("case", ["no contrast at all", "truncated", "other affine"])
+@pytest.mark.parametrize("case", ["no contrast at all", "truncated"])
 def test_training_names_the_bad_file_and_leaves_no_entry_of_it(tmp_path: Path, case: str) -> None:
     dataset = tmp_path / "dataset"
     for subject in ("a", "b_bad", "c"):
@@ -182,11 +132,8 @@ def test_training_needs_every_contrast(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["train", "inference", "evaluate"])
-@pytest.mark.parametrize("exists", [True, False], ids=["empty", "missing"])
-def test_a_dataset_folder_without_studies_is_named(finished: Path, tmp_path: Path, config: str, exists: bool) -> None:
+def test_a_dataset_folder_that_is_not_there_is_named(finished: Path, tmp_path: Path, config: str) -> None:
     dataset = tmp_path / "dataset"
-    if exists:
-        dataset.mkdir()
     model = shutil.copytree(finished, tmp_path / "model")
     (model / "split.json").write_text(json.dumps({"train": [], "validation": [], "test": [], "unused": []}))
     before = files_of(model)
@@ -206,15 +153,11 @@ def test_studies_in_which_nothing_is_missing_are_refused(finished: Path, tmp_pat
 
 
 @pytest.mark.parametrize("config", ["inference", "evaluate"])
-@pytest.mark.parametrize(
-    ("field", "value"), [("version", 0), ("dataset", "adni"), ("encoder", {"fingerprint": "0123", "source": "other"})]
-)
-def test_a_codebook_of_something_else_is_refused(
-    finished: Path, tmp_path: Path, config: str, field: str, value: Any
-) -> None:
+def test_a_codebook_of_another_encoder_is_refused(finished: Path, tmp_path: Path, config: str) -> None:
     model = shutil.copytree(finished, tmp_path / "model")
     codebook = json.loads((model / "codebook.json").read_text())
-    (model / "codebook.json").write_text(json.dumps({**codebook, field: value}))
+    codebook["encoder"]["fingerprint"] = "0123"
+    (model / "codebook.json").write_text(json.dumps(codebook))
     write_study(tmp_path / "dataset" / "a", BRATS.names[1:] if config == "inference" else BRATS.names, SHAPE)
     (model / "split.json").write_text(json.dumps({"train": [], "validation": [], "test": ["a"], "unused": []}))
     error = error_of(
@@ -225,12 +168,11 @@ def test_a_codebook_of_something_else_is_refused(
         output_dir=str(tmp_path / "out"),
         work_dir=str(tmp_path / "work"),
     )
-    assert str(error).startswith(str(model / "codebook.json")) and field in str(error)
+    assert str(error).startswith(str(model / "codebook.json")) and "0123" in str(error)
     assert files_of(tmp_path / "out") == []
 
 
-@pytest.mark.parametrize("weights", ["model.pt", "fusion.pt"])
-@pytest.mark.parametrize("how", ["do not fit", "truncated"])
+@pytest.mark.parametrize(("weights", "how"), [("model.pt", "do not fit"), ("fusion.pt", "truncated")])
 def test_weights_that_cannot_be_used_are_named(finished: Path, tmp_path: Path, weights: str, how: str) -> None:
     model = shutil.copytree(finished, tmp_path / "model")
     if how == "truncated":
@@ -259,28 +201,16 @@ def test_a_folder_that_is_no_finished_model_is_refused(tmp_path: Path) -> None:
     assert files_of(tmp_path) == []
 
 
-BAD_SAMPLING = {
-    "M > T": ({"start_step": 2000}, r"start_step \(M\) is 2000: valid is 1 to 1000"),
-    "S > M": ({"sampling_steps": 21}, r"sampling_steps \(S\) is 21: valid is 1 to 20"),
-    "N < 0": ({"unroll_iterations": -1}, r"unroll_iterations \(N\) is -1: valid is 0 or more"),
-}
-
-
 @pytest.mark.parametrize("config", ["train", "inference", "evaluate"])
-@pytest.mark.parametrize("case", BAD_SAMPLING)
-def test_a_sampling_setting_out_of_range_is_found_before_the_work(
-    finished: Path, tmp_path: Path, config: str, case: str
-) -> None:
-    settings, message = BAD_SAMPLING[case]
+def test_a_sampling_setting_out_of_range_is_found_before_the_work(finished: Path, tmp_path: Path, config: str) -> None:
     write_study(tmp_path / "dataset" / "a", BRATS.names[1:] if config == "inference" else BRATS.names, SHAPE)
     places: dict[str, Any] = {"dataset_dir": str(tmp_path / "dataset"), "model_dir": str(tmp_path / "model")}
     if config != "train":
         places |= {"model_dir": str(finished), "output_dir": str(tmp_path / "out")}
     if config == "evaluate":
         places["split_file"] = None
-    overrides = {f"sampling#{key}": value for key, value in settings.items()}
-    error = error_of(config, "run", work_dir=str(tmp_path / "work"), **places, **overrides)
-    assert isinstance(error, ValueError) and re.search(message, str(error))
+    error = error_of(config, "run", work_dir=str(tmp_path / "work"), **places, **{"sampling#sampling_steps": 21})
+    assert isinstance(error, ValueError) and "sampling_steps (S) is 21: valid is 1 to 20" in str(error)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "model") == []
 
 
@@ -330,23 +260,12 @@ def test_an_output_folder_that_cannot_be_made_is_found_before_the_work(finished:
     assert isinstance(error, OSError) and str(tmp_path / "file" / "out") in str(error)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_an_error_with_any_name_in_it_can_be_printed_on_a_strict_terminal(tmp_path: Path, encoding: str) -> None:
+def test_an_error_with_any_name_in_it_can_be_printed_on_a_strict_terminal(tmp_path: Path) -> None:
     folder = tmp_path / "Sch\u00e4del \udce4"  # a file name of an old disk: no UTF-8
     folder.mkdir()
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "apt_monai",
-            "synthesize",
-            str(folder),
-            "--dataset",
-            "brats",
-            "--out",
-            str(tmp_path / "o"),
-        ],
-        env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
+        [sys.executable, "-m", "apt_monai", "train", folder, "--dataset", "brats"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
         capture_output=True,
         check=False,
     )

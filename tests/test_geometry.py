@@ -22,8 +22,7 @@ def written(path: Path, image: nib.Nifti1Image) -> nib.Nifti1Image:
     return nib.load(path)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-@pytest.mark.parametrize("affine", [np.eye(4), LPS, TURNED])
+@pytest.mark.parametrize(("affine", "kind"), [(LPS, nib.Nifti1Image), (TURNED, nib.Nifti2Image)])
 def test_a_rigid_space_is_said_by_both_forms(tmp_path: Path, affine: np.ndarray, kind: type) -> None:
     image = kind(VOLUME, None)
     set_space(image, affine, code=2)
@@ -34,8 +33,7 @@ def test_a_rigid_space_is_said_by_both_forms(tmp_path: Path, affine: np.ndarray,
     assert image.header.get_xyzt_units()[0] == "mm"
 
 
-@pytest.mark.parametrize("degrees", [1, 15, -30])
-@pytest.mark.parametrize("base", [LPS, TURNED])
+@pytest.mark.parametrize(("base", "degrees"), [(LPS, 1), (TURNED, -30)])
 def test_a_sheared_space_is_said_by_the_sform_alone(tmp_path: Path, base: np.ndarray, degrees: float) -> None:
     affine = base.copy()
     affine[:3, 2] += affine[:3, 1] * np.tan(np.radians(degrees))

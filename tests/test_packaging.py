@@ -7,17 +7,15 @@ import configparser
 import importlib.metadata
 import importlib.util
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from ci_scripts import load_script
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -102,9 +100,9 @@ def test_every_folder_of_the_package_and_every_bundle_is_installed() -> None:
 def test_every_data_file_of_the_package_is_installed() -> None:
     patterns = setup_cfg()["options.package_data"]["apt_monai"].replace(",", " ").split()
     files = [p.relative_to(PACKAGE) for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    data = [str(p) for p in files if p.suffix != ".py"]
-    assert "py.typed" in data
-    assert [p for p in data if not any(fnmatch(p, pattern) for pattern in patterns)] == []
+    others = [str(p) for p in files if p.suffix != ".py"]
+    assert "py.typed" in others
+    assert [p for p in others if not any(fnmatch(p, pattern) for pattern in patterns)] == []
 
 
 def test_modules_import_only_from_floors_above_them_and_their_own() -> None:
@@ -119,6 +117,23 @@ def test_modules_import_only_from_floors_above_them_and_their_own() -> None:
 
 def test_modules_do_not_import_in_circles() -> None:
     TopologicalSorter({name: own_imports(name, path) - {name} for name, path in MODULES.items()}).prepare()
+
+
+def test_listing_and_reading_studies_does_not_wait_for_torch_or_monai() -> None:
+    code = "import sys, apt_monai.data.readers, apt_monai.io; print({'torch', 'monai'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout.strip() == b"set()"
+
+
+def test_every_function_can_be_read_at_a_glance() -> None:
+    long = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+                if lines > 60:
+                    long[f"{name}.{node.name}"] = lines
+    assert long == {}
 
 
 LAZY = ("apt_monai", "apt_monai.bundle", "apt_monai.cli")  # so that help is quick
@@ -151,6 +166,7 @@ def declared(*extras: str) -> set[str]:
     return names
 
 
+@cache
 def module_owners() -> dict[str, list[str]]:
     """The distributions that own each top-level module: ``packages_distributions`` of Python 3.11, for 3.10 as well."""
     owners: dict[str, list[str]] = {}
@@ -166,8 +182,8 @@ def module_owners() -> dict[str, list[str]]:
     ("folder", "extras"), [("apt_monai", ("phantom", "preprocess")), ("tests", ("phantom", "test", "onnx", "tracking"))]
 )
 def test_every_package_that_is_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:
-    owners = module_owners()
-    owners["itk"] = ["itk"]  # a distribution that only brings itk-core, itk-io and others, which own the module
+    # itk is a distribution that only brings itk-core, itk-io and others, which own the module
+    owners = {**module_owners(), "itk": ["itk"]}
     ours = {"apt_monai", "benchmarks", "conftest", *sys.stdlib_module_names}
     ours |= {path.stem for path in (ROOT / "tests").glob("*.py")}
     known = declared(*extras)
@@ -179,88 +195,3 @@ def test_every_package_that_is_imported_is_declared(folder: str, extras: tuple[s
             if top not in ours and not known & {canonicalize_name(owner) for owner in owners.get(top, [top])}:
                 undeclared.add(f"{path.relative_to(ROOT)}: {top}")
     assert not undeclared
-
-
-ENTRIES = [n for n, p in MODULES.items() if p.name == "__main__.py" or '__name__ == "__main__"' in p.read_text()]
-
-
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_every_command_and_subcommand_has_help(
-    entry: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def help_of(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [entry, *arguments, "--help"])
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_module(entry.removesuffix(".__main__"), run_name="__main__", alter_sys=True)
-        assert stop.value.code in (0, None)
-        return capsys.readouterr().out
-
-    usage = help_of()
-    assert "usage" in usage.lower()
-    subcommands = re.search(r"\{([\w,-]+)\}", usage)
-    for subcommand in subcommands[1].split(",") if subcommands else []:
-        assert subcommand in help_of(subcommand)
-
-
-@pytest.fixture
-def venv() -> ModuleType:
-    """The script that makes the Makefile's environment."""
-    return load_script("venv")
-
-
-def test_environment_depends_on_the_dependencies_alone(venv: ModuleType, tmp_path: Path) -> None:
-    text = (ROOT / "setup.cfg").read_text()
-    edited = tmp_path / "setup.cfg"
-    edited.write_text(text.replace("attr: apt_monai.__version__", "9.9.9").replace("# torchvision", "# TorchVision"))
-    assert venv.default_folder(edited) == venv.default_folder(ROOT / "setup.cfg")
-    edited.write_text(text.replace("numpy>=1.26", "numpy>=1.27"))
-    assert venv.default_folder(edited) != venv.default_folder(ROOT / "setup.cfg")
-
-
-def test_environment_is_made_once_and_made_anew_after_an_interruption(
-    venv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "a folder" / "venv"
-    commands: list[list[str]] = []
-    interrupt = True
-
-    def fake_run(command: list[str], check: bool) -> None:
-        commands.append(command)
-        if command[2] == "venv":
-            (folder / "bin").mkdir(parents=True)
-            (folder / "bin" / "python").touch()
-        elif interrupt:
-            (folder / "half-installed").touch()
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(subprocess, "run", fake_run)
-    with pytest.raises(KeyboardInterrupt):
-        venv.install(folder, ["numpy"])
-    assert (folder / "half-installed").exists() and not (folder / venv.STAMP).exists()
-
-    interrupt = False
-    venv.install(folder, ["numpy"])
-    assert not (folder / "half-installed").exists() and commands[-1][-1] == "numpy"
-
-    done = len(commands)
-    venv.install(folder, ["numpy"])
-    assert len(commands) == done
-    venv.install(folder, ["numpy", "torch"])
-    assert commands[-1][-2:] == ["numpy", "torch"] and "venv" not in [c[2] for c in commands[done:]]
-
-
-def test_environment_that_was_there_before_is_only_added_to(
-    venv: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    python = tmp_path / "venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.touch()
-
-    def interrupted(command: list[str], check: bool) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(subprocess, "run", interrupted)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            venv.install(tmp_path / "venv", ["numpy"])
-        assert python.exists()

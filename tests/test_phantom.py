@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_fill_holes, label
 
-from apt_monai.contrasts import ADNI, BRATS
+from apt_monai.contrasts import BRATS
 from apt_monai.phantom import brats, write_phantom_dataset
 from apt_monai.phantom.acquisition import acquire, ideal_signal
 from apt_monai.phantom.brats import brats_grid
 from apt_monai.phantom.fields import magnify, smooth_noise
-from apt_monai.phantom.grids import Grid, Volume
+from apt_monai.phantom.grids import Volume
 from apt_monai.phantom.head import Head, make_head
 from apt_monai.phantom.population import Population
 from apt_monai.phantom.sequences import SEQUENCES, TISSUES, inversion_recovery, shorten_t1, spin_echo
 from apt_monai.phantom.template import load_template
 
-SPACING = 5.0  # mm: 48×48×31 voxels
+SPACING = 5.0  # mm: 48×48×31 voxels; one for nearly all, as the template is smoothed anew for each (a second)
 
 
 @pytest.fixture(scope="module")
@@ -60,26 +60,10 @@ def test_inversion_recovery_matches_the_naive_formula() -> None:
     assert inversion_recovery(0.82, 1331.0, 110.0, tr=2000, te=4, ti=950) == pytest.approx(expected)
 
 
-def test_spin_echo_of_a_very_long_tr_and_no_te_is_the_proton_density() -> None:
-    assert spin_echo(0.82, 1331.0, 110.0, tr=1e6, te=0) == pytest.approx(0.82)
-
-
-def test_flair_nulls_csf() -> None:
-    csf, white, flair = TISSUES["csf"], TISSUES["white"], SEQUENCES["flair"]
-    assert flair.ti is not None
-    fluid = inversion_recovery(csf.pd, csf.t1, csf.t2, flair.tr, flair.te, flair.ti)
-    matter = inversion_recovery(white.pd, white.t1, white.t2, flair.tr, flair.te, flair.ti)
-    assert abs(fluid) < 0.05 * matter
-
-
 def test_no_contrast_agent_leaves_t1_alone_and_more_shortens_it_more() -> None:
     assert shorten_t1(1550.0, 0.0) == pytest.approx(1550)
     assert 1550 > shorten_t1(1550.0, 0.1) > shorten_t1(1550.0, 0.5)
     assert 1 / shorten_t1(1550.0, 0.5) == pytest.approx(1 / 1550 + 4.97e-3 * 0.5)
-
-
-def test_every_contrast_of_both_datasets_has_a_sequence() -> None:
-    assert set(SEQUENCES) == set(BRATS.names) | set(ADNI.names)
 
 
 # Space
@@ -92,21 +76,13 @@ def test_the_default_grid_is_that_of_brats() -> None:
     assert nib.aff2axcodes(grid.affine) == ("L", "P", "S")
 
 
-@pytest.mark.parametrize(("spacing", "shape"), [(2.5, (96, 96, 62)), (1.0, (12, 10, 8)), (3.0, None)])
+@pytest.mark.parametrize(("spacing", "shape"), [(1.0, (12, 10, 8)), (3.0, None)])
 def test_every_grid_has_the_centre_of_the_brats_grid(spacing: float, shape: tuple[int, int, int] | None) -> None:
     grid = brats_grid(spacing, shape)
     middle = grid.affine @ [*(np.array(grid.shape) - 1) / 2, 1]
     assert np.allclose(middle[:3], [-119.5, 119.5, 77])
     for axis, n in zip(grid.axes, grid.shape, strict=True):
         assert len(axis) == n and axis.sum() == pytest.approx(0) and abs(axis[1] - axis[0]) == pytest.approx(spacing)
-
-
-def test_smooth_noise_is_the_same_field_on_a_coarse_and_a_fine_grid() -> None:
-    fine = tuple(np.arange(-20.0, 21.0) for _ in range(3))
-    coarse = tuple(axis[::5] for axis in fine)
-    a = smooth_noise(fine, 10, np.random.default_rng(0))
-    b = smooth_noise(coarse, 10, np.random.default_rng(0))
-    assert np.allclose(a[::5, ::5, ::5], b, atol=1e-5)
 
 
 def test_smooth_noise_keeps_the_order_of_the_axes_and_matches_a_naive_spline() -> None:
@@ -130,13 +106,6 @@ def test_smooth_noise_keeps_the_order_of_the_axes_and_matches_a_naive_spline() -
     assert np.allclose(field, expected * (315 / 151) ** 1.5, atol=1e-4)
 
 
-def test_smooth_noise_has_mean_0_and_variance_1() -> None:
-    axes = tuple(np.linspace(-120, 120, 60) for _ in range(3))
-    field = smooth_noise(axes, 8, np.random.default_rng(0))
-    assert field.dtype == np.float32
-    assert abs(field.mean()) < 0.05 and field.std() == pytest.approx(1, abs=0.05)
-
-
 def test_magnify_with_strength_0_is_the_identity_and_else_acts_near_the_centre_alone() -> None:
     points = np.array([[1.0, 500.0], [0.0, 0.0], [0.0, 0.0]], np.float32)
     assert np.array_equal(magnify(points, (0, 0, 0), (10, 10, 10), 0.0), points)
@@ -153,10 +122,9 @@ def test_the_template_is_read_without_a_network_and_its_maps_are_probabilities()
 
 
 def test_without_nilearn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    load_template.cache_clear()
     monkeypatch.setitem(sys.modules, "nilearn", None)
     with pytest.raises(ImportError, match=r"apt_monai\[phantom\]"):
-        load_template()
+        load_template.__wrapped__()  # as at the first call; what others have loaded stays
 
 
 # The subject
@@ -183,13 +151,13 @@ def test_the_tumour_has_all_three_labels_inside_the_brain_and_on_one_side(head: 
 
 
 def test_a_head_without_a_tumour_has_none() -> None:
-    head = make_head(brats_grid(8.0), seed=3, subject=1, population=Population(tumour=False))
+    head = make_head(brats_grid(SPACING), seed=3, subject=1, population=Population(tumour=False))
     assert not head.labels.any() and set(head.fractions) == {"csf", "grey", "white", "blood"}
 
 
 def test_a_population_with_wider_ventricles_and_sulci_has_more_csf() -> None:
     def csf(population: Population) -> float:
-        return float(make_head(brats_grid(8.0), 0, 0, population).fractions["csf"].mean())
+        return float(make_head(brats_grid(SPACING), 0, 0, population).fractions["csf"].mean())
 
     normal = csf(Population(ventricles=(0.0, 0.0), tumour=False))
     assert csf(Population(ventricles=(0.5, 0.5), tumour=False)) > normal
@@ -197,14 +165,15 @@ def test_a_population_with_wider_ventricles_and_sulci_has_more_csf() -> None:
 
 
 def test_subjects_differ_in_shape_and_the_same_subject_does_not() -> None:
-    grid = brats_grid(8.0)
+    grid = brats_grid(SPACING)
     first, again, other, reseeded = (make_head(grid, *who) for who in ((0, 0), (0, 0), (0, 1), (1, 0)))
     assert np.array_equal(first.brain, again.brain) and np.array_equal(first.fractions["csf"], again.fractions["csf"])
     assert (first.brain != other.brain).sum() > 100 and (first.brain != reseeded.brain).sum() > 100
 
 
 def test_a_subject_has_the_same_anatomy_on_every_grid() -> None:
-    fine, coarse = make_head(brats_grid(4.0, (45, 45, 31)), 0, 2), make_head(brats_grid(8.0, (23, 23, 16)), 0, 2)
+    fine = make_head(brats_grid(SPACING, (37, 37, 25)), 0, 2)
+    coarse = make_head(brats_grid(2 * SPACING, (19, 19, 13)), 0, 2)
     a, b = fine.brain[::2, ::2, ::2], coarse.brain  # odd sizes: every other voxel centre is one of the coarse grid
     a, b = a[:, :, : min(a.shape[2], b.shape[2])], b[:, :, : min(a.shape[2], b.shape[2])]
     assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.95
@@ -282,16 +251,11 @@ def test_the_same_seed_gives_the_same_bytes_and_fewer_subjects_are_the_first(
         assert path.read_bytes() == (dataset[0] / path.name).read_bytes()
 
 
-def test_another_seed_gives_another_subject(dataset: list[Path], tmp_path: Path) -> None:
-    (other,) = write_phantom_dataset(tmp_path, "brats", subjects=1, seed=1, spacing=SPACING, progress=False)
-    assert not np.array_equal(load(other, "t1").dataobj, load(dataset[0], "t1").dataobj)
-
-
 def test_an_interrupted_run_leaves_no_half_study_and_the_next_one_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(subjects: int) -> list[Path]:
-        return write_phantom_dataset(tmp_path, "brats", subjects, seed=0, spacing=8.0, progress=False)
+        return write_phantom_dataset(tmp_path, "brats", subjects, seed=0, spacing=SPACING, progress=False)
 
     (first,) = write(1)
     kept = first.stat().st_mtime_ns
@@ -320,33 +284,33 @@ def test_a_full_disk_names_the_study_and_leaves_nothing_of_it(tmp_path: Path, mo
 
     monkeypatch.setattr(brats, "save_nifti", full)
     with pytest.raises(OSError, match="BraTS2021_00000.*No space left"):
-        write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=8.0, progress=False)
+        write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=SPACING, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["phantom.json"]
 
 
 def test_a_folder_of_another_phantom_is_refused(tmp_path: Path) -> None:
     (tmp_path / "phantom.json").write_text(json.dumps({"phantom": "brats", "seed": 7}))
     with pytest.raises(ValueError, match="holds another phantom"):
-        write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=8.0, progress=False)
+        write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=SPACING, progress=False)
 
 
 def test_a_folder_of_real_studies_is_refused(tmp_path: Path) -> None:
     (tmp_path / "BraTS2021_00000").mkdir()
     with pytest.raises(ValueError, match="no phantom"):
-        write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=8.0, progress=False)
+        write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=SPACING, progress=False)
     assert not (tmp_path / "phantom.json").exists()
 
 
 def test_a_broken_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "phantom.json").write_text("{")
     with pytest.raises(ValueError, match="phantom.json is not valid JSON"):
-        write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=8.0, progress=False)
+        write_phantom_dataset(tmp_path, "brats", 1, seed=0, spacing=SPACING, progress=False)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write the phantom into"):
-        write_phantom_dataset(tmp_path / "file" / "out", "brats", 1, seed=0, spacing=8.0, progress=False)
+        write_phantom_dataset(tmp_path / "file" / "out", "brats", 1, seed=0, spacing=SPACING, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +320,6 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         ({"subjects": 0}, "subjects is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"spacing": 0.0}, "spacing is 0.0"),
-        ({"spacing": -1.0}, "spacing is -1.0"),
         ({"spacing": math.nan}, "spacing is nan"),
         ({"shape": (10, 10)}, "three whole numbers"),
         ({"shape": (10, 10, 0)}, "three whole numbers"),
@@ -365,11 +328,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_bad_argument_is_named_and_nothing_is_written(
     tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    arguments: dict[str, object] = {"dataset": "brats", "subjects": 1, "seed": 0, "spacing": 8.0, "progress": False}
+    arguments: dict[str, object] = {"dataset": "brats", "subjects": 1, "seed": 0, "spacing": SPACING, "progress": False}
     with pytest.raises(ValueError, match=message):
         write_phantom_dataset(tmp_path / "out", **(arguments | changes))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
-
-
-def test_a_grid_reports_its_largest_voxel_edge() -> None:
-    assert Grid((4, 4, 4), np.diag([-1.0, -1.0, 3.0, 1.0])).spacing == 3

@@ -11,7 +11,7 @@ import pytest
 from scipy.ndimage import label
 
 from apt_monai.contrasts import ADNI
-from apt_monai.data import read_studies
+from apt_monai.data.readers import read_studies
 from apt_monai.phantom import adni, write_phantom_dataset
 from apt_monai.phantom.acquisition import ideal_signal, magnitude_image
 from apt_monai.phantom.adni import (
@@ -99,12 +99,6 @@ def test_a_movement_is_rigid_and_of_a_few_degrees_and_millimetres() -> None:
     assert shifts.std() == pytest.approx(2.5, rel=0.15) and 2 < turns.mean() < 5
 
 
-def test_resampling_onto_the_same_grid_changes_nothing() -> None:
-    grid = adni_axial_grid(8.0)
-    volume = np.random.default_rng(0).random(grid.shape, np.float32)
-    assert np.allclose(resample(volume, grid, grid), volume, atol=1e-6)
-
-
 def test_resampling_matches_a_naive_version_with_a_movement_and_thick_slices() -> None:
     source = Grid((9, 8, 10), np.diag([2.0, 2.0, 2.0, 1.0]))
     target = Grid((3, 4, 2), np.array([[-3.0, 0, 0, 12], [0, 2.5, 0, 2], [0, 0, 6, 4], [0, 0, 0, 1]]))
@@ -183,7 +177,9 @@ def test_the_head_is_one_piece_with_air_around_and_inside(head: Head, signals: d
 
 
 def test_coverings_are_the_same_on_every_grid() -> None:
-    fine, coarse = (Grid((2 * n + 1, 2 * n + 1, 2 * n + 1), np.diag([s, s, s, 1.0])) for n, s in ((24, 4.0), (12, 8.0)))
+    fine, coarse = (
+        Grid((2 * n + 1, 2 * n + 1, 2 * n + 1), np.diag([s, s, s, 1.0])) for n, s in ((20, 5.0), (10, 10.0))
+    )
     a, b = (
         whole_head_signals(make_head(g, 0, 1, HEALTHY), 0, 1, HEALTHY, ADNI_SEQUENCES)["pd"] for g in (fine, coarse)
     )
@@ -196,7 +192,7 @@ def test_about_half_of_the_subjects_are_atrophic_and_have_more_csf() -> None:
     assert 70 < sum(population is ATROPHIC for population in drawn) < 130
     for subject in range(2):
         healthy, atrophic = (
-            make_head(adni_axial_grid(8.0), 0, subject, population).fractions["csf"].mean()
+            make_head(adni_axial_grid(10.0), 0, subject, population).fractions["csf"].mean()
             for population in (HEALTHY, ATROPHIC)
         )
         assert atrophic > 1.3 * healthy
@@ -337,26 +333,13 @@ def test_raw_and_ready_studies_do_not_mix_in_one_folder(ready: list[Path]) -> No
         write_phantom_dataset(ready[0].parent, "adni-raw", 1, seed=0, spacing=SPACING, progress=False)
 
 
-def test_a_folder_of_real_studies_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "002_S_0413").mkdir()
-    with pytest.raises(ValueError, match="no phantom"):
-        write_phantom_dataset(tmp_path, "adni", 1, seed=0, spacing=8.0, progress=False)
-
-
 @pytest.mark.parametrize(
-    ("dataset", "changes", "message"),
-    [
-        ("adni-raw", {"shape": (10, 10, 10)}, "leave it out"),
-        ("adni", {"shape": (10, 10)}, "three whole numbers"),
-        ("adni", {"spacing": 0.0}, "spacing is 0.0"),
-        ("adni-raw", {"spacing": 11.0}, "spacing is 11.0"),
-        ("adni-dicom", {}, "unknown dataset 'adni-dicom': valid are brats, adni, adni-raw"),
-    ],
+    ("changes", "message"), [({"shape": (10, 10, 10)}, "leave it out"), ({"spacing": 11.0}, "spacing is 11.0")]
 )
 def test_a_bad_argument_is_named_and_nothing_is_written(
-    tmp_path: Path, dataset: str, changes: dict[str, object], message: str
+    tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     arguments: dict[str, object] = {"subjects": 1, "seed": 0, "spacing": 8.0, "progress": False}
     with pytest.raises(ValueError, match=message):
-        write_phantom_dataset(tmp_path / "out", dataset, **(arguments | changes))  # type: ignore[arg-type]
+        write_phantom_dataset(tmp_path / "out", "adni-raw", **(arguments | changes))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

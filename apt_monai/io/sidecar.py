@@ -25,6 +25,23 @@ def is_synthetic_name(path: str | Path) -> bool:
     return SYNTHETIC in Path(path).name.upper()
 
 
+def is_synthetic(path: str | Path, header: nib.Nifti1Header | None) -> bool:
+    """Whether a volume was synthesised, as its file's name or its header says; a renamed file still says it.
+
+    Args:
+        path: the volume.
+        header: its NIfTI header; None of a DICOM series, which is never one of ours.
+
+    Example::
+
+        >>> header = nib.Nifti1Header()
+        >>> mark_synthetic(header, "T1Gd")
+        >>> is_synthetic("renamed.nii.gz", header), is_synthetic("renamed.nii.gz", nib.Nifti1Header())
+        (True, False)
+    """
+    return is_synthetic_name(path) or (header is not None and header["intent_name"].item() == SYNTHETIC.encode())
+
+
 def mark_synthetic(header: nib.Nifti1Header, label: str) -> None:
     """Say in a header that the volume was synthesised.
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from open_clip.model import _build_vision_tower
 from open_clip.pretrained import download_pretrained_from_hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from apt_monai.files import complete_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -148,14 +151,14 @@ def write_untrained_encoder(folder: str | os.PathLike[str], seed: int = 0) -> Pa
     frozen ``RandomState`` stream, so a seed gives the same bytes on every machine, and no global generator is touched.
 
     Args:
-        folder: where the two files go; made if it is not there.
+        folder: where the two files go; made if it is not there, replaced if it holds an untrained encoder.
         seed: names the weights.
 
     Returns:
         The folder, to be given to :class:`VisionEncoder`.
 
     Raises:
-        FileExistsError: the folder holds an encoder that is not an untrained one; it is left as it is.
+        FileExistsError: the folder holds something else than an untrained encoder; it is left as it is.
 
     Example::
 
@@ -165,26 +168,22 @@ def write_untrained_encoder(folder: str | os.PathLike[str], seed: int = 0) -> Pa
         ['open_clip_config.json', 'open_clip_model.safetensors']
     """
     folder = Path(folder)
-    config_path, weights_path = folder / CONFIG_NAME, folder / WEIGHTS_NAMES[0]
-    others = [path for path in (config_path, *(folder / name for name in WEIGHTS_NAMES)) if path.exists()]
-    if others and not (config_path.exists() and _read_config(config_path).get("untrained", False)):
-        raise FileExistsError(f"{others[0]} is there already and is not of an untrained encoder: choose another folder")
+    others = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if CONFIG_NAME in others and _read_config(folder / CONFIG_NAME).get("untrained", False):
+        others -= {CONFIG_NAME, WEIGHTS_NAMES[0]}
+    if others:
+        raise FileExistsError(
+            f"{folder}: holds {', '.join(sorted(others))}, not an untrained encoder alone; choose another folder"
+        )
 
-    tower = _build_tower(UNTRAINED_CONFIG["model_cfg"], config_path)
+    tower = _build_tower(UNTRAINED_CONFIG["model_cfg"], folder / CONFIG_NAME)
     rng = np.random.RandomState(seed)
     state = {f"visual.{name}": _initial_value(name, value, rng) for name, value in tower.state_dict().items()}
 
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary_weights = weights_path.with_name(f".{weights_path.name}.{os.getpid()}")
-    temporary_config = config_path.with_name(f".{config_path.name}.{os.getpid()}")
-    try:
-        save_file(state, temporary_weights)
-        temporary_config.write_text(json.dumps(UNTRAINED_CONFIG, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary_config, config_path)  # first: a run that stops here can simply be repeated
-        os.replace(temporary_weights, weights_path)
-    finally:
-        temporary_weights.unlink(missing_ok=True)
-        temporary_config.unlink(missing_ok=True)
+    with complete_folder(folder) as partial:
+        save_file(state, partial / WEIGHTS_NAMES[0])
+        write_text(partial / CONFIG_NAME, json.dumps(UNTRAINED_CONFIG, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)  # one of our own, as seen above
     return folder
 
 

@@ -13,7 +13,7 @@ slices, the head moved in between, and skull and scalp are there. For each study
 Space is millimetres, RAS+, as in NIfTI: the "output space" is the scanner space of the study's reference scan, and each
 scan has a 4×4 matrix from output space to its own scanner space.
 
-What is written, and what :func:`apt_monai.data.read_studies` reads::
+What is written, and what :func:`apt_monai.data.readers.read_studies` reads::
 
     OUT/preprocessing.json                          the settings
     OUT/<subject>/<subject>_<contrast>.nii.gz       float32, 0 outside the brain and above 0 inside, all on one grid

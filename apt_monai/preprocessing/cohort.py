@@ -60,7 +60,7 @@ def preprocess_cohort(
     settings are written down in ``OUT/preprocessing.json``, and other ones in the same folder are refused.
 
     Args:
-        studies: as :func:`apt_monai.data.read_studies` lists them.
+        studies: as :func:`apt_monai.data.readers.read_studies` lists them.
         out: the folder; made if absent.
         contrasts: the contrast set, or its name.
         settings: how; the defaults if None.

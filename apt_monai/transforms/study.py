@@ -13,6 +13,7 @@ from monai.transforms import Transform
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.geometry import SAME_GRID_MM, corners_apart
+from apt_monai.io.sidecar import is_synthetic
 from apt_monai.io.source import read_source, read_volume
 
 
@@ -92,9 +93,9 @@ class LoadStudyd(Transform):
         contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
 
     Raises:
-        StudyError: no contrast at all, an unknown key, a volume that :func:`read_volume` refuses, an all-zero volume
-            or mask, a head's field of view without any background (it is not skull-stripped), or files on
-            different grids (shapes, or affines that put a voxel more than 1e-3 mm apart).
+        StudyError: no contrast at all, an unknown key, a volume that :func:`read_volume` refuses or that was
+            synthesised, an all-zero volume or mask, a head's field of view without any background (it is not
+            skull-stripped), or files on different grids (shapes, or affines that put a voxel more than 1e-3 mm apart).
 
     Example::
 
@@ -126,6 +127,10 @@ class LoadStudyd(Transform):
         sources = {name: read_source(path) for name, path in paths.items()}
         first_path, first, affine = next((paths[name], s.volume, s.affine) for name, s in sources.items())
         for name, source in sources.items():
+            if is_synthetic(paths[name], source.header):
+                raise StudyError(
+                    f"{paths[name]}: was synthesised, as its name or its header says; give acquired contrasts alone"
+                )
             if not source.volume.any():
                 raise StudyError(
                     f"{paths[name]}: every voxel is 0; take the file out of the study, to have it synthesised"
