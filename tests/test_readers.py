@@ -544,3 +544,15 @@ def test_a_mapping_file_that_cannot_be_used_is_an_error_that_names_it(tmp_path: 
         file.write_text(text)
     with pytest.raises(ValueError, match="series.json: (cannot be read as a series mapping|must map patterns)"):
         read_studies(tmp_path, "adni", series=file)
+
+
+@pytest.mark.parametrize("series", [None, {"T1": "t1", "T2": "t2", "*_t2": "t2"}])
+def test_a_link_to_nothing_is_an_error_as_it_may_be_an_acquired_contrast(
+    series: dict[str, str] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "P1").mkdir()
+    (tmp_path / "P1" / "P1_t2.nii.gz").touch()
+    link = tmp_path / "P1" / ("P1_t1.nii.gz" if series is None else "T1")
+    link.symlink_to("/mnt/not-mounted/T1")
+    with pytest.raises(StudyError, match=f"{link}: is a link to /mnt/not-mounted/T1, which is not there"):
+        read_studies(tmp_path, "brats", series=series)

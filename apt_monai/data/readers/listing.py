@@ -63,8 +63,18 @@ class LeftOut:
 
 
 def visible(folder: Path) -> list[Path]:
-    """What lies in a folder, without hidden files and folders, sorted by name."""
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    """What lies in a folder, without hidden files and folders, sorted by name.
+
+    Raises:
+        StudyError: a link to something that is not there, such as an acquired contrast on a disk that is not mounted.
+    """
+    found = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            raise StudyError(
+                f"{path}: is a link to {path.readlink()}, which is not there; mount it, or remove the link"
+            )
+    return found
 
 
 def acquired_files(folder: Path) -> list[Path]:
