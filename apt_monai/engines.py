@@ -157,6 +157,49 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
         return images, target, args, {**arguments, "condition": Conditions(images, available, context=z)}
 
 
+class DirectPrepareBatch(_Seeded, DiffusionPrepareBatch):
+    """Batches for :class:`apt_monai.networks.DirectDenoiser`: each slice with a random subset of its contrasts; one at
+    least is missing.
+
+    Args:
+        denoiser: what is trained.
+        num_train_timesteps: T.
+        seed: of the subsets.
+
+    Example::
+
+        >>> from apt_monai.networks import DirectDenoiser
+        >>> batch = {"image": torch.zeros(2, 4, 8, 8), "region": torch.ones(2, 1, 8, 8, dtype=torch.uint8)}
+        >>> prepare = DirectPrepareBatch(DirectDenoiser(torch.nn.Identity()), 1000)
+        >>> images, target, _, arguments = prepare(batch, "cpu")
+        >>> arguments["condition"].available.sum(dim=1).max() < 4
+        tensor(True)
+    """
+
+    def __init__(self, denoiser: Denoiser, num_train_timesteps: int, seed: int = 0) -> None:
+        _Seeded.__init__(self, seed)
+        DiffusionPrepareBatch.__init__(self, num_train_timesteps)
+        self.denoiser = denoiser
+
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
+        """Returns ``(images (B, C, H, W), target (B, C, H, W), (), {noise, timesteps, condition})``."""
+        images = batchdata["image"].to(device, non_blocking=non_blocking)
+        brain = batchdata["region"].to(device, non_blocking=non_blocking) > 0
+        b, c = images.shape[:2]
+        available = own_rows(b, lambda n: random_subsets(n, c, self.generator, largest=c - 1)).to(images.device)
+        timesteps = torch.full((b,), self.num_train_timesteps - 1, device=images.device)
+        noise = torch.zeros_like(images)  # it does not look at it
+        target = self.denoiser.target(images, noise, timesteps + 1)
+        condition = Conditions(images, available, brain=brain)
+        return images, target, (), {"noise": noise, "timesteps": timesteps, "condition": condition}
+
+
 def to_device(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
     """A batch of slice samples with its tensors on ``device``.
 

@@ -106,13 +106,16 @@ def studies_of_split(studies: Sequence[Study], split_file: str | Path | None, pa
     return select_studies(studies, load_split(split_file, [study["subject"] for study in studies])[part])
 
 
-def prepare_slices(studies: Sequence[Mapping[str, str]], cache: SliceCache, encoder: nn.Module) -> SliceCache:
-    """Fill the cache with the studies' slices and their features, where they are not there yet; returns the cache.
+def prepare_slices(studies: Sequence[Mapping[str, str]], cache: SliceCache, encoder: nn.Module | None) -> SliceCache:
+    """Fill the cache with the studies' slices and, with an encoder, their features, where they are not there yet.
+
+    Returns the cache.
 
     Each rank does its share of the studies.
     """
     own = own_share(studies)
     cache.prepare(own, progress=is_lead())
-    encode_slices(own, cache, encoder, progress=is_lead())
+    if encoder is not None:
+        encode_slices(own, cache, encoder, progress=is_lead())
     idist.barrier()
     return cache

@@ -2,8 +2,10 @@
 
 from apt_monai.methods.apt import APT
 from apt_monai.methods.base import Batch, Method
+from apt_monai.methods.direct import Direct
+from apt_monai.methods.trivial import Copy, Prior
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (APT,)}
-"""The methods by the name that ``model.json`` gives them."""
+METHODS: dict[str, type[Method]] = {method.name: method for method in (APT, Direct)}
+"""The methods that a model folder can hold, by the name that ``model.json`` gives them."""
 
-__all__ = ["APT", "METHODS", "Batch", "Method"]
+__all__ = ["APT", "METHODS", "Batch", "Copy", "Direct", "Method", "Prior"]

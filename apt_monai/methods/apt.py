@@ -20,6 +20,7 @@ from apt_monai.files import file_sha256
 from apt_monai.hardware import memory_format
 from apt_monai.inferers import TwoStageInferer, noise_scheduler, slice_seed
 from apt_monai.methods.base import Batch, Method
+from apt_monai.methods.trivial import Prior
 from apt_monai.networks import Conditions, Denoiser, MutualInformationFusion, PublishedDenoiser, VisionEncoder
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 from apt_monai.weights import load_weights
@@ -119,6 +120,14 @@ class APT(Method):
         other.inferer = _sampler(self.inferer.scheduler, {**self.inferer.settings, **sampling})
         other.codebook = self.codebook if prior else None
         return other
+
+    @property
+    def rows(self) -> dict[str, Method]:
+        """The rows of the paper's Table 2, and the prior that U+A starts from."""
+        rows: dict[str, Method] = {"U": self.variant(prior=False, unroll_iterations=0)}
+        if self.codebook is not None:
+            rows = {"prior": Prior(self.preprocessing, self.codebook), **rows}
+        return {**rows, "U+A": self.variant(unroll_iterations=0), "U+A+I": self}
 
     @property
     def network(self) -> torch.nn.Module:

@@ -7,11 +7,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 
 from apt_monai.contrasts import ContrastSet
+from apt_monai.networks import VisionEncoder
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 
 Batch = Mapping[str, Any]
@@ -29,6 +31,8 @@ class Method(ABC):
         preprocessing: from a study's files to the slices that the method takes, and back.
         device: where it computes.
         precision: in what; as the device, no part of what its results are known by.
+        encoder: the frozen vision encoder whose features of each slice can be cached; None: it has none.
+        weights: what its weights are known by, and what they were trained on, as JSON can hold it.
     """
 
     name: ClassVar[str]
@@ -37,6 +41,8 @@ class Method(ABC):
     preprocessing: StudyPreprocessing
     device: torch.device
     precision: str
+    encoder: VisionEncoder | None = None
+    weights: Mapping[str, Any] = MappingProxyType({})
 
     @classmethod
     @abstractmethod
@@ -68,6 +74,11 @@ class Method(ABC):
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the provenance."""
         return hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def rows(self) -> dict[str, Method]:
+        """What an evaluation of it shows, by the rows' names: the method, and what it is made of where that can be."""
+        return {self.name: self}
 
     @abstractmethod
     def __call__(

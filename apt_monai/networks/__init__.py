@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from .denoisers import Conditions, Denoiser, Prediction, PublishedDenoiser
+from .denoisers import Conditions, Denoiser, DirectDenoiser, Prediction, PublishedDenoiser
 from .fusion import MutualInformationFusion, random_subsets
 from .vision_encoder import VisionEncoder, write_untrained_encoder
 
 __all__ = [
     "Conditions",
     "Denoiser",
+    "DirectDenoiser",
     "MutualInformationFusion",
     "Prediction",
     "PublishedDenoiser",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from monai.networks.schedulers import DDPMScheduler
 from torch import Tensor, nn
@@ -26,12 +27,14 @@ class Conditions:
         available: the mask m, ``(B, C)`` bool, True = acquired.
         prior: ``(B, C, H, W)`` in [-1, 1], used in the missing channels; None: there is none.
         context: z, ``(B, D)``, the fused anatomical feature; None: there is none.
+        brain: ``(B, 1, H, W)`` bool, True in the brain; None: not known.
     """
 
     acquired: Tensor
     available: Tensor
     prior: Tensor | None = None
     context: Tensor | None = None
+    brain: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,3 +125,47 @@ class PublishedDenoiser(Denoiser):
         if self.scheduler.prediction_type == "v_prediction":
             return a.sqrt() * x_t - (1 - a).sqrt() * output
         return output
+
+
+class DirectDenoiser(Denoiser):
+    """A denoiser that sees the acquired contrasts and which they are, and needs no more: one pass is all it takes.
+
+    Its network is given the acquired contrasts, 0 in the missing channels, and a channel of ±1 for each contrast that
+    says whether it was acquired; it gives the clean slice. The noised slice and the timestep are not looked at. What is
+    known (acquired channels; -1 outside the brain) is set, so that the loss is on the missing contrasts' brain alone.
+
+    Args:
+        network: ``(B, 2C, H, W)`` to ``(B, C, H, W)``, such as MONAI's ``SegResNet``.
+        precision: what the network computes in, ``"float32"`` or ``"bfloat16"``; see :mod:`apt_monai.hardware`.
+
+    Example::
+
+        >>> import torch
+        >>> denoiser = DirectDenoiser(nn.Conv2d(4, 2, 1))
+        >>> known = Conditions(torch.zeros(1, 2, 8, 8), torch.tensor([[True, False]]))
+        >>> denoiser(torch.rand(1, 2, 8, 8), torch.tensor([1000]), known).clean[:, 0].abs().max()
+        tensor(0., grad_fn=<MaxBackward1>)
+    """
+
+    def __init__(self, network: nn.Module, precision: str = "float32") -> None:
+        super().__init__()
+        self.network = network
+        self.precision = precision
+
+    def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
+        known = conditions.available[:, :, None, None]  # (B, C, 1, 1)
+        acquired = conditions.acquired.where(known, 0.0)
+        which = known.to(acquired).expand_as(acquired) * 2 - 1
+        with autocast(acquired.device, self.precision):
+            output = self.network(torch.cat([acquired, which], dim=1))
+        clean = output.float().where(~known, acquired)
+        if conditions.brain is not None:
+            clean = clean.where(conditions.brain | known, -1.0)
+        return Prediction(clean, clean)
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        return x0
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The mean absolute error."""
+        return F.l1_loss(output, target)
