@@ -99,15 +99,6 @@ def test_what_is_missing_is_never_looked_at() -> None:
     assert torch.equal(result["image"], expected["image"]) and torch.equal(result["prior"], expected["prior"])
 
 
-def test_a_slice_is_the_same_in_any_batch_and_order() -> None:
-    batch, available = slices(5)
-    together = make_method(encoder=CountingEncoder())(batch, available)["image"]
-    for index in ([4], [3, 0]):
-        part = {k: [v[i] for i in index] if isinstance(v, list) else v[index] for k, v in batch.items()}
-        result = make_method(encoder=CountingEncoder())(part, available[index])["image"]
-        torch.testing.assert_close(result, together[index], rtol=0, atol=1e-5)
-
-
 def test_noise_is_drawn_from_seed_subject_and_slice() -> None:
     assert len({slice_seed(s, p, i) for s in (0, 1) for p in ("a", "b") for i in (7, 8)}) == 8
     assert 0 <= slice_seed(0, "a", 0) < 2**63
@@ -118,18 +109,6 @@ def test_noise_is_drawn_from_seed_subject_and_slice() -> None:
     for change in ({"subject": ["s0", "s9"]}, {"slice": torch.tensor([70, 71])}):
         result = make_method(encoder=CountingEncoder())({**same, **change}, available[[0, 0]])["image"]
         assert not torch.allclose(result[0], result[1])
-
-
-def test_without_a_codebook_there_is_no_prior() -> None:
-    batch, available = slices()
-    assert set(make_method(encoder=CountingEncoder(), codebook=None)(batch, available)) == {"image"}
-
-
-def test_a_slice_without_any_acquired_contrast_is_refused() -> None:
-    batch, available = slices()
-    available[1] = False
-    with pytest.raises(ValueError, match="a slice has no acquired contrast"):
-        make_method(encoder=CountingEncoder())(batch, available)
 
 
 def test_neither_features_nor_encoder_is_refused() -> None:

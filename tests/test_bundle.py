@@ -286,9 +286,9 @@ def test_evaluation_compares_the_papers_steps_on_the_test_subjects(
     )
     rows = (tmp_path / "eval" / "results.csv").read_text().splitlines()
     methods, _, targets, subjects = zip(*(row.split(",")[:4] for row in rows[1:]), strict=True)
-    assert set(methods) == {"U", "U+A", "U+A+I"} and set(targets) == set(BRATS.names)
+    assert set(methods) == {"copy", "prior", "U", "U+A", "U+A+I"} and set(targets) == set(BRATS.names)
     assert sorted(set(subjects)) == json.loads((trained / "model" / "split.json").read_text())["test"]
-    assert len(rows) == 1 + 3 * 4 * len(set(subjects)) * 2  # two slices a subject
+    assert len(rows) == 1 + 5 * 4 * len(set(subjects)) * 2  # two slices a subject
     files = files_of(tmp_path / "eval")
     assert {"results.json", "results.md"} < set(files)
     assert [name for name in files if name.endswith(".png")] == ["panel.png"]

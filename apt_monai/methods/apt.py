@@ -124,10 +124,11 @@ class APT(Method):
     @property
     def rows(self) -> dict[str, Method]:
         """The rows of the paper's Table 2, and the prior that U+A starts from."""
-        rows: dict[str, Method] = {"U": self.variant(prior=False, unroll_iterations=0)}
-        if self.codebook is not None:
-            rows = {"prior": Prior(self.preprocessing, self.codebook), **rows}
-        return {**rows, "U+A": self.variant(unroll_iterations=0), "U+A+I": self}
+        start = self.variant(prior=False, unroll_iterations=0)
+        if self.codebook is None:
+            return {"U": start, "U+I": self}
+        prior = Prior(self.preprocessing, self.codebook)
+        return {"prior": prior, "U": start, "U+A": self.variant(unroll_iterations=0), "U+A+I": self}
 
     @property
     def network(self) -> torch.nn.Module:

@@ -1,0 +1,97 @@
+"""Our own method by the bundles' commands: train.yaml with direct.yaml over it, inference and evaluation as ever."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pytest
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
+from tiny_bundle import configs_of, files_of, run, settings_of
+
+from apt_monai.data.readers import read_studies
+from apt_monai.models import load
+
+BUNDLE = "apt_adni"
+PHANTOM = "phantom/adni-10mm-seed0"
+
+
+def training(model: Path, work: Path, **overrides: Any) -> ConfigWorkflow:
+    """The training in this process, initialised."""
+    settings = {key: value for key, value in settings_of("train", BUNDLE).items() if "settings#" not in key}
+    tiny = {key: value for key, value in settings.items() if not key.startswith("sampling#")} | {
+        "network_settings#init_filters": 8,
+        "network_settings#blocks_down": [1, 1],
+        "network_settings#blocks_up": [1],
+        "network_settings#norm": ["GROUP", {"num_groups": 4}],
+    }
+    made = ConfigWorkflow(
+        config_file=[str(configs_of(BUNDLE) / name) for name in ("train.yaml", "direct.yaml")],
+        logging_file=False,
+        run_id="training",
+        workflow_type="train",
+        **{**tiny, "encoder_source": "no such encoder", "model_dir": str(model), "work_dir": str(work), **overrides},
+    )
+    made.initialize()
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model` and `work` of a whole training on the phantom."""
+    folder = tmp_path_factory.mktemp("direct")
+    made = training(folder / "model", folder / "work")
+    made.run()
+    made.finalize()
+    return folder
+
+
+def test_training_needs_no_vision_encoder_and_leaves_settings_weights_and_split(trained: Path) -> None:
+    assert files_of(trained / "model") == ["model.json", "model.pt", "split.json"]
+    method = load(trained / "model", "cpu")
+    assert method.name == "direct" and method.passes == 1 and method.encoder is None
+    assert method.weights["trained_on"] == "digital phantom"
+
+
+def test_an_interrupted_training_resumes_to_the_same_weights(trained: Path, tmp_path: Path) -> None:
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    first = training(tmp_path / "model", tmp_path / "work")
+    first.parser.get_parsed_content("train#trainer").add_event_handler(Events.ITERATION_COMPLETED(once=5), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    assert "model.pt" not in files_of(tmp_path / "model")
+    training(tmp_path / "model", tmp_path / "work").run()
+    whole, resumed = (torch.load(f / "model" / "model.pt", weights_only=True) for f in (trained, tmp_path))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_inference_and_evaluation_are_the_same_commands(trained: Path, tmp_path: Path) -> None:
+    study = read_studies(trained / "work" / PHANTOM, "adni", require_all=True)[0]
+    (tmp_path / "data" / "a").mkdir(parents=True)
+    shutil.copy(study["t2"], tmp_path / "data" / "a" / "a_t2.nii.gz")
+    places = {"model_dir": str(trained / "model"), "work_dir": str(tmp_path / "work"), "sampling": {}}
+    run("inference", "run", BUNDLE, dataset_dir=str(tmp_path / "data"), output_dir=str(tmp_path / "out"), **places)
+    assert [name for name in files_of(tmp_path / "out") if name.endswith(".nii.gz")] == [
+        "a/a_pd_SYNTHETIC.nii.gz",
+        "a/a_t1_SYNTHETIC.nii.gz",
+    ]
+    written = nib.load(tmp_path / "out" / "a" / "a_t1_SYNTHETIC.nii.gz")
+    assert written.shape == nib.load(study["t2"]).shape and written.get_fdata().any()
+    sidecar = json.loads((tmp_path / "out" / "a" / "a_t1_SYNTHETIC.json").read_text())
+    assert sidecar["method"] == "direct" and sidecar["sampling"]["sampling_steps"] == 1
+
+    run("evaluate", "run", BUNDLE, output_dir=str(tmp_path / "eval"), **places)
+    rows = (tmp_path / "eval" / "results.csv").read_text().splitlines()[1:]
+    assert {row.split(",")[0] for row in rows} == {"copy", "direct"}
+
+
+def test_monais_required_properties_are_there(trained: Path) -> None:
+    assert training(trained / "model", trained / "work").check_properties() == []
