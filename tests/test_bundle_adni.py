@@ -119,7 +119,7 @@ def test_evaluation_of_all_six_subsets_has_every_target_in_its_table(trained: Pa
     test = json.loads((trained / "model" / "split.json").read_text())["test"]
     wanted = [
         (method, "+".join(acquired), target, subject)
-        for method in ("U", "U+A", "U+A+I")
+        for method in ("copy", "prior", "U", "U+A", "U+A+I")
         for acquired in ADNI.subsets()
         for target in missing_from(acquired)
         for subject in test
