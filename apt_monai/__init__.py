@@ -23,7 +23,7 @@ def load(model: str = "brats", **settings: Any) -> Synthesizer:
 
     Example::
 
-        >>> synthesizer = load("adni", device="cpu", sampling={"unroll_iterations": 0})
+        >>> synthesizer = load("adni", device="cpu")
         >>> synthesizer.contrasts.names
         ('t1', 't2', 'pd')
     """

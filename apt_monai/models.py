@@ -53,7 +53,8 @@ def load(
     Example::
 
         >>> from apt_monai.places import find_model
-        >>> method = load(find_model(None, "apt_adni"), "cpu", sampling={"unroll_iterations": 0})
+        >>> published = find_model(None, "apt_adni", method="published")
+        >>> method = load(published, "cpu", sampling={"unroll_iterations": 0})
         >>> method.contrasts.names, method.passes
         (('t1', 't2', 'pd'), 20)
     """

@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "apt_monai.model/2"
 """The layout of a model's folder, as its ``model.json`` says it."""
+SHIPPED = {"direct": "models", "published": "models/published"}
+"""By method, where in a bundle the weights are that come with it: our own method, and the paper's."""
 LAST_WRITTEN = "model.pt"
 """The file that a training writes last, whatever the method."""
 
@@ -52,15 +54,15 @@ def work_folder(bundle: str) -> Path:
     return user_folder() / bundle / "work"
 
 
-def trained_model(bundle: str) -> Path:
+def trained_model(bundle: str, method: str = "published") -> Path:
     """Where a bundle's training writes its model, when no other place is named.
 
     Example::
 
         >>> trained_model("apt_brats").relative_to(user_folder()).as_posix()
-        'apt_brats/model'
+        'apt_brats/published'
     """
-    return user_folder() / bundle / "model"
+    return user_folder() / bundle / method
 
 
 def find_bundle(name: str) -> Path:
@@ -92,7 +94,9 @@ def find_bundle(name: str) -> Path:
     )
 
 
-def find_model(model_dir: str | Path | None, bundle: str, bundle_root: str | Path | None = None) -> Path:
+def find_model(
+    model_dir: str | Path | None, bundle: str, bundle_root: str | Path | None = None, method: str = "direct"
+) -> Path:
     """The model folder to work with, and a log line that says which.
 
     Args:
@@ -100,9 +104,11 @@ def find_model(model_dir: str | Path | None, bundle: str, bundle_root: str | Pat
             the weights that come with the bundle.
         bundle: the bundle's name, such as ``"apt_brats"``.
         bundle_root: its folder; None: where :func:`find_bundle` finds it.
+        method: without ``model_dir``: ``"direct"``, our own method, or ``"published"``, the paper's.
 
     Raises:
         ModelError: there is no such folder.
+        ValueError: an unknown method.
 
     Example::
 
@@ -110,13 +116,15 @@ def find_model(model_dir: str | Path | None, bundle: str, bundle_root: str | Pat
         >>> find_model("model", "apt_brats").as_posix()
         'model'
     """
-    trained = trained_model(bundle)
+    if method not in SHIPPED:
+        raise ValueError(f"method is {method!r}: valid are {', '.join(SHIPPED)}")
+    trained = trained_model(bundle, method)
     if model_dir is not None:
         folder = Path(model_dir)
     elif (trained / LAST_WRITTEN).is_file():
         folder = trained
     else:
-        folder = Path(bundle_root or find_bundle(bundle)) / "models"
+        folder = Path(bundle_root or find_bundle(bundle)) / SHIPPED[method]
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; give the folder of a finished training")
     logger.info("using the model in %s", folder)

@@ -32,6 +32,7 @@ def load(
     sampling: Mapping[str, Any] | None = None,
     slice_batch_size: int = 8,
     dtype: str = "float32",
+    method: str = "direct",
 ) -> Synthesizer:
     """A model, ready to synthesise: what ``apt_monai.load`` is.
 
@@ -44,12 +45,13 @@ def load(
         sampling: what takes the place of the model's own sampling settings, such as ``{"unroll_iterations": 0}``.
         slice_batch_size: how many slices go through the network together.
         dtype: how voxels are stored, ``"float32"`` or ``"int16"``.
+        method: of ``"brats"`` and ``"adni"``: ``"direct"``, our own method, or ``"published"``, the paper's.
 
     Raises:
         ModelError: see :func:`apt_monai.models.load`.
         ValueError: a setting outside its range; the message names it.
     """
-    folder = find_model(None, f"apt_{model}") if str(model) in CONTRAST_SETS else Path(model)
+    folder = find_model(None, f"apt_{model}", method=method) if str(model) in CONTRAST_SETS else Path(model)
     return Synthesizer(load_method(folder, device, precision, seed, sampling), slice_batch_size, dtype)
 
 

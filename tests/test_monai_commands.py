@@ -26,7 +26,7 @@ import yaml
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets import SegResNet
 from monai.utils import path_to_sqlite_uri
 from onnx.reference import ReferenceEvaluator
 from tiny_bundle import (
@@ -40,12 +40,13 @@ from tiny_bundle import (
     metadata_of,
     run_command,
     settings_of,
+    write_untrained_direct,
     write_untrained_model,
 )
 from tiny_studies import write_study
 
 from apt_monai.models import PHANTOM, load_model_settings
-from apt_monai.weights import load_weights, save_weights
+from apt_monai.weights import load_weights
 
 BOTH = pytest.mark.parametrize("bundle", BUNDLES)
 BOTH_BUT_ONE_SLOW = pytest.mark.parametrize("bundle", [BRATS_BUNDLE, pytest.param(ADNI_BUNDLE, marks=pytest.mark.slow)])
@@ -60,30 +61,13 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.rstrip().splitlines()[-1]
 
 
-def network_of(model: Path) -> DiffusionModelUNet:
-    return load_weights(DiffusionModelUNet(**load_model_settings(model)["network"]), model / "model.pt").eval()
+def network_of(model: Path) -> SegResNet:
+    return load_weights(SegResNet(**load_model_settings(model)["network"]), model / "model.pt").eval()
 
 
-def inputs_of(network: DiffusionModelUNet, batch: int, size: int = 16) -> dict[str, torch.Tensor]:
-    """x, timesteps and context, which a network of these settings takes."""
-    context = next(m for name, m in network.named_modules() if name.endswith("attn2.to_k")).in_features
-    generator = torch.Generator().manual_seed(batch)
-    return {
-        "x": torch.rand(batch, network.in_channels, size, size, generator=generator),
-        "timesteps": torch.arange(batch) * 7,
-        "context": torch.rand(batch, 1, context, generator=generator),
-    }
-
-
-def write_random_model(folder: Path, bundle: str) -> Path:
-    """An untrained model whose last layers are not zero, as MONAI makes them."""
-    model = write_untrained_model(folder, bundle)
-    network = network_of(model)
-    with torch.no_grad():
-        for i, parameter in enumerate(network.parameters()):
-            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)) * 0.2)
-    save_weights(network, model / "model.pt")
-    return model
+def inputs_of(network: SegResNet, batch: int, size: int = 16) -> torch.Tensor:
+    """What a network of these settings takes."""
+    return torch.rand(batch, network.in_channels, size, size, generator=torch.Generator().manual_seed(batch))
 
 
 # What the model zoo asks for
@@ -229,10 +213,10 @@ def test_verify_metadata_refuses_what_the_specification_refuses(
 
 @BOTH_BUT_ONE_SLOW
 def test_verify_net_in_out_finds_no_error(bundle: str, tmp_path: Path) -> None:
-    model = write_untrained_model(tmp_path / "model", bundle)
+    model = write_untrained_direct(tmp_path / "model", bundle)
     configs = configs_of(bundle)
     files = ["--meta_file", configs / "metadata.json", "--config_file", configs / "inference.yaml"]
-    done = monai_command(tmp_path, "verify_net_in_out", "network_of_image", *files, "--model_dir", model)
+    done = monai_command(tmp_path, "verify_net_in_out", "network_def", *files, "--model_dir", model)
     assert last_line(done).endswith("data shape of network is verified with no error."), done.stdout[-2000:]
 
 
@@ -244,10 +228,10 @@ def test_verify_net_in_out_finds_no_error(bundle: str, tmp_path: Path) -> None:
 def test_verify_net_in_out_finds_a_wrong_number_of_channels(
     bundle: str, tmp_path: Path, key: str, value: int, message: str
 ) -> None:
-    model = write_untrained_model(tmp_path / "model", bundle)
+    model = write_untrained_direct(tmp_path / "model", bundle)
     with pytest.raises((ValueError, RuntimeError), match=message):
         monai.bundle.verify_net_in_out(
-            net_id="network_of_image",
+            net_id="network_def",
             meta_file=str(configs_of(bundle) / "metadata.json"),
             config_file=str(configs_of(bundle) / "inference.yaml"),
             model_dir=str(model),
@@ -272,57 +256,41 @@ def export_arguments(bundle: str, model: Path, name: str) -> dict[str, Any]:
 
 @BOTH_BUT_ONE_SLOW
 def test_onnx_export_gives_the_same_network_for_any_batch_size(bundle: str, tmp_path: Path) -> None:
-    """As the bundles' READMEs show it: the command can give the network one tensor alone, and it takes three."""
-    model = write_random_model(tmp_path / "model", bundle)
+    """As the bundles' READMEs show it."""
+    model = write_untrained_direct(tmp_path / "model", bundle)
     network = network_of(model)
-    example = inputs_of(network, batch=2)
-    batch = torch.export.Dim("batch", min=1, max=64)
     monai.bundle.onnx_export(
         **export_arguments(bundle, model, "model.onnx"),
         use_trace=True,
-        input_shape=list(example["x"].shape),
+        input_shape=list(inputs_of(network, batch=2).shape),
         converter_kwargs={
             "dynamo": True,
-            "kwargs": {name: example[name] for name in ("timesteps", "context")},
-            "input_names": ["image", "timesteps", "context"],
+            "input_names": ["image"],
             "output_names": ["pred"],
-            "dynamic_shapes": {name: {0: batch} for name in example},
+            "dynamic_shapes": {"x": {0: torch.export.Dim("batch", min=1, max=64)}},
         },
     )
     exported = ReferenceEvaluator(onnx.load(model / "model.onnx"))
     for size in (2, 3):
         given = inputs_of(network, batch=size)
         with torch.no_grad():
-            expected = network(**given).numpy()
-        feed = {"image" if name == "x" else name: tensor.numpy() for name, tensor in given.items()}
-        (pred,) = exported.run(None, feed)
+            expected = network(given).numpy()
+        (pred,) = exported.run(None, {"image": given.numpy()})
         assert expected.std() > 0.01
         np.testing.assert_allclose(pred, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_ckpt_export_is_impossible_because_torchscript_knows_no_super(tmp_path: Path) -> None:
-    """If this fails, MONAI or torch has changed: the bundles' READMEs can then offer ckpt_export."""
-    model = write_untrained_model(tmp_path / "model", BRATS_BUNDLE)
-    with pytest.raises(RuntimeError, match=r"(?s)no attribute or method 'forward'.*super\(\)\.forward\(x\)"):
-        monai.bundle.ckpt_export(**export_arguments(BRATS_BUNDLE, model, "model.ts"))
-    assert not (model / "model.ts").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "last"),
-    [
-        ("ckpt_export", "return upsampled"),
-        ("onnx_export", "(Refer to the full stack trace above for more information.)"),
-        ("verify_net_in_out", "missing 1 required positional argument: 'timesteps'"),
-    ],
-)
-def test_what_the_commands_that_cannot_work_end_with(name: str, last: str, tmp_path: Path) -> None:
-    """As it stands in the READMEs."""
-    arguments = export_arguments(BRATS_BUNDLE, write_untrained_model(tmp_path / "model"), "exported")
-    given = {k: v for k, v in arguments.items() if name != "verify_net_in_out" or k not in ("filepath", "ckpt_file")}
-    done = monai_command(tmp_path, name, *(word for key, value in given.items() for word in (f"--{key}", value)))
-    assert done.returncode != 0 and last_line(done).strip().endswith(last), done.stdout[-2000:]
+@BOTH_BUT_ONE_SLOW
+def test_ckpt_export_gives_the_same_network_as_torchscript(bundle: str, tmp_path: Path) -> None:
+    model = write_untrained_direct(tmp_path / "model", bundle)
+    arguments = export_arguments(bundle, model, "model.ts")
+    done = monai_command(
+        tmp_path, "ckpt_export", *(word for key, value in arguments.items() for word in (f"--{key}", value))
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    given = inputs_of(network_of(model), batch=3)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(model / "model.ts")(given), network_of(model)(given))
 
 
 # load, download
@@ -339,10 +307,10 @@ def unzipped(bundle: str, tmp_path: Path) -> Path:
     return tmp_path / "bundles"
 
 
-def same_output(network: torch.nn.Module, other: DiffusionModelUNet) -> bool:
+def same_output(network: torch.nn.Module, other: SegResNet) -> bool:
     with torch.no_grad():
         given = inputs_of(other, batch=1)
-        return torch.equal(network.eval()(**given), other(**given))
+        return torch.equal(network.eval()(given), other(given))
 
 
 @BOTH
@@ -365,8 +333,8 @@ def test_load_gives_the_network_of_a_zip_file(bundle: str, unzipped: Path) -> No
 @BOTH
 def test_load_gives_any_network_another_models_weights(bundle: str, tmp_path: Path) -> None:
     """As after a training of one's own: in place of the shipped network and weights."""
-    model = write_random_model(tmp_path / bundle / "models" / "trained", bundle)
-    given = DiffusionModelUNet(**load_model_settings(model)["network"])
+    model = write_untrained_direct(tmp_path / bundle / "models" / "trained", bundle)
+    given = SegResNet(**load_model_settings(model)["network"])
     network = monai.bundle.load(
         bundle, model=given, bundle_dir=tmp_path, model_file="models/trained/model.pt", device="cpu"
     )
@@ -378,7 +346,7 @@ def test_the_network_that_load_makes_is_that_of_the_shipped_model(bundle: str) -
     """MONAI's load reads JSON configs alone, and needs this one file for it: infer.json."""
     (definition,) = json.loads((configs_of(bundle) / "infer.json").read_text()).values()
     shipped = json.loads((bundle_folder(bundle) / "models" / "model.json").read_text())
-    assert definition == {"_target_": "DiffusionModelUNet"} | shipped["network"]
+    assert definition == {"_target_": "SegResNet"} | shipped["network"]
 
 
 @BOTH_BUT_ONE_SLOW

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 from monai.bundle import ConfigWorkflow
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets import DiffusionModelUNet, SegResNet
 
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, ContrastSet
@@ -167,6 +167,26 @@ def write_untrained_model(folder: Path, bundle: str = BRATS_BUNDLE, trained_on: 
     encoder = VisionEncoder(source)
     codebook = PriorCodebook(contrasts, entries, BEZIER_CURVES, encoder.fingerprint, source, "", 1, 1)
     codebook.save(folder / "codebook.json")
+    return folder
+
+
+def write_untrained_direct(folder: Path, bundle: str = BRATS_BUNDLE) -> Path:
+    """A finished model folder of our own method whose weights are random."""
+    contrasts = BUNDLES[bundle]
+    network = {"spatial_dims": 2, "init_filters": 8, "in_channels": 2 * len(contrasts), "out_channels": len(contrasts)}
+    settings = {
+        "method": "direct",
+        "trained_on": "nothing",
+        "contrasts": contrasts.to_dict(),
+        "image_size": 16,
+        "network": network | {"blocks_down": [1, 1], "blocks_up": [1], "norm": ["GROUP", {"num_groups": 4}]},
+        "scheduler": {"num_train_timesteps": 1000, "schedule": "cosine", "prediction_type": "epsilon"},
+        "sampling": {"start_step": 1000, "sampling_steps": 1, "unroll_iterations": 0, "guidance_scale": 0.0},
+    }
+    save_model_settings(folder, settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_weights(SegResNet(**load_model_settings(folder)["network"]), folder / "model.pt")
     return folder
 
 

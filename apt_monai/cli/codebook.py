@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print a codebook, and draw it where that is asked for."""
     path = arguments.path
     if path is None:
-        path = find_model(None, f"apt_{arguments.dataset}")
+        path = find_model(None, f"apt_{arguments.dataset}", method="published")
     contrasts = None
     if path.is_dir():
         contrasts = get_contrast_set(read_settings(path)["contrasts"])

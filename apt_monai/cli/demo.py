@@ -16,6 +16,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from apt_monai import places
 from apt_monai.cli.launch import config_files, run_bundle, shown
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data.readers import read_studies
@@ -23,12 +24,11 @@ from apt_monai.data.splits import load_split
 from apt_monai.data.writers import synthetic_path
 from apt_monai.files import complete_file
 from apt_monai.phantom import write_phantom_dataset
-from apt_monai.places import LAST_WRITTEN
 from apt_monai.visualize import draw_volume
 
 DEMO_SEED = 1  # of the phantom: the shipped weights were trained on that of seed 0, so every subject is new to them
 
-OWN, SHIPPED = "own", "shipped"  # whose weights: also the names of folders
+OWN, SHIPPED, DIRECT = "own", "shipped", "direct"  # whose weights: also the names of folders
 
 RESEARCH_NOTICE = """\
 These are digital phantoms, not patients, and the vision encoder is untrained: the figures show that the method runs,
@@ -89,12 +89,14 @@ class Demo:
             "sampling_steps": 5,
             "unroll_iterations": unroll_iterations,
         }
-        shipped = self.training_configs[0].parents[1] / "models"
+        bundle = self.training_configs[0].parents[1]
         self.models = {OWN: self.out / "model"}
-        if (shipped / LAST_WRITTEN).is_file():
-            self.models[SHIPPED] = shipped
-        else:
-            print(f"No shipped weights in {shown(shipped)}: this shows the demo's own training alone.", flush=True)
+        for weights, method in ((SHIPPED, "published"), (DIRECT, "direct")):
+            folder = bundle / places.SHIPPED[method]
+            if (folder / places.LAST_WRITTEN).is_file():
+                self.models[weights] = folder
+            else:
+                print(f"No shipped weights in {shown(folder)}: the demo shows none of them.", flush=True)
 
     def run(self) -> None:
         """Every step, then what came out. A step that an earlier run finished is over at once."""
@@ -135,7 +137,7 @@ class Demo:
             "output_dir": self.out / "synthetic" / weights,
         }
         run_bundle(
-            "run", config_files(f"apt_{self.contrasts.name}", "inference"), {**overrides, "sampling": self.sampling}
+            "run", config_files(f"apt_{self.contrasts.name}", "inference"), overrides | self.sampling_of(weights)
         )
 
     def evaluate(self, weights: str) -> None:
@@ -151,8 +153,12 @@ class Demo:
         run_bundle(
             "evaluating",
             config_files(f"apt_{self.contrasts.name}", "evaluate"),
-            {**overrides, "sampling": self.sampling},
+            overrides | self.sampling_of(weights),
         )
+
+    def sampling_of(self, weights: str) -> dict[str, Any]:
+        """What makes the published method fast enough for a demo; ours is."""
+        return {} if weights == DIRECT else {"sampling": self.sampling}
 
     def missing_contrasts(self) -> dict[str, str]:
         """The contrast that each of up to two test subjects is to lack, another one each, by subject."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from apt_monai.cli.arguments import Help, at_least, grid, key_and_value, plain_name
 from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, get_contrast_set
-from apt_monai.places import read_settings
+from apt_monai.places import SHIPPED, read_settings
 
 PROGRAM = "python -m apt_monai"
 RAW = "adni-raw"  # the phantom that is to be preprocessed
@@ -114,6 +114,14 @@ def _model(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="the trained model's folder (default: what train trained without --model, else the phantom weights "
         "that come with the bundle)",
+    )
+
+
+def _method(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--method",
+        choices=list(SHIPPED),
+        help="without --model: direct, our own method, one pass a slice; or published, the paper's (default: direct)",
     )
 
 
@@ -243,6 +251,7 @@ def _synthesize(commands: Any, names: list[str]) -> None:
         "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
     )
     _model(synthesize)
+    _method(synthesize)
 
 
 def _evaluate(commands: Any) -> None:
@@ -273,6 +282,7 @@ def _evaluate(commands: Any) -> None:
         "--work", type=Path, metavar="DIR", help="the slices; can be deleted (default: in your user folder)"
     )
     _model(evaluate)
+    _method(evaluate)
 
 
 def _codebook(commands: Any) -> None:
