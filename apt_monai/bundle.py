@@ -14,10 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import nn
+from typing import Any
 
 USER_ERRORS = (ValueError, OSError, ImportError)
 """What a message without a traceback is enough for: it names the file or the setting, and says what to do."""
@@ -116,28 +113,6 @@ def quick_imports() -> Iterator[None]:
         gc.freeze()  # what was imported stays; nothing looks through it again
         if enabled:
             gc.enable()
-
-
-def of_image_alone(network: nn.Module, context_dim: int) -> nn.Module:
-    """A network of (image, timesteps, context) that takes the image alone, too: MONAI's ``verify_net_in_out`` gives no
-    other. The timestep is then 0, and the context, ``(1, 1, context_dim)``, too.
-
-    Example::
-
-        >>> from torch import nn, ones
-        >>> class Network(nn.Module):
-        ...     def forward(self, image, timesteps, context):
-        ...         return image + timesteps + context.sum()
-        >>> of_image_alone(Network(), 8)(ones(1))
-        tensor([1.])
-    """
-
-    def fill(_: nn.Module, inputs: tuple) -> tuple:
-        image = inputs[0]
-        return inputs if len(inputs) > 1 else (image, image.new_zeros(1).long(), image.new_zeros(1, 1, context_dim))
-
-    network.register_forward_pre_hook(fill)
-    return network
 
 
 def show_cause_last() -> None:

@@ -326,19 +326,14 @@ def test_required_properties_are_there(trained: Path, tmp_path: Path, config: st
 
 @pytest.mark.slow
 @of_both
-def test_the_papers_network_has_the_shapes_that_the_metadata_states(bundle: str) -> None:
-    """That of train.yaml, in multiples of 32; the shipped one is in test_monai_commands.py."""
-    format_ = metadata_of(bundle)["network_data_format"]["inputs"]
+def test_the_network_of_the_full_size_has_the_shapes_that_the_metadata_states(bundle: str) -> None:
+    """That of direct.yaml, in multiples of 32; the shipped one is in test_monai_commands.py."""
     monai.bundle.verify_net_in_out(
         net_id="network_def",
         meta_file=str(configs_of(bundle) / "metadata.json"),
-        config_file=str(configs_of(bundle) / "train.yaml"),
+        config_file=[str(configs_of(bundle) / name) for name in ("train.yaml", "direct.yaml")],
         device="cpu",
         n=4,
-        extra_forward_args={
-            "timesteps": torch.zeros(1, dtype=getattr(torch, format_["timesteps"]["dtype"])),
-            "context": torch.zeros(1, format_["context"]["num_channels"], *format_["context"]["spatial_shape"]),
-        },
     )
 
 
@@ -422,7 +417,7 @@ def test_training_has_the_papers_numbers(bundle: str) -> None:
 
 @of_both
 def test_the_shipped_model_samples_as_the_paper_does_wherever_it_is_used(bundle: str) -> None:
-    shipped = load_model_settings(bundle_folder(bundle) / "models")["sampling"]
+    shipped = load_model_settings(bundle_folder(bundle) / "models" / "published")["sampling"]
     assert tuple(shipped[key] for key in SAMPLING) == PAPER[bundle]["sampling"]
     inference, evaluation = config_of(bundle, "inference.yaml"), config_of(bundle, "evaluate.yaml")
     assert inference["sampling"] == evaluation["sampling"] == {}
@@ -444,18 +439,17 @@ def test_the_test_sizes_change_only_what_the_configs_have(bundle: str) -> None:
 @of_both
 def test_metadata_says_what_the_configs_say(bundle: str) -> None:
     """Beside the rules of MONAI's specification, which test_monai_commands.py checks."""
-    content, training, labels = metadata_of(bundle), config_of(bundle, "train.yaml"), BUNDLES[bundle].labels
+    content, labels = metadata_of(bundle), BUNDLES[bundle].labels
     assert content["name"] == bundle
     assert all(label in content["task"] for label in labels)
     tensors = content["network_data_format"]["inputs"] | content["network_data_format"]["outputs"]
-    assert set(tensors) == {"image", "timesteps", "context", "pred"}
+    assert set(tensors) == {"image", "pred"}
     for name, tensor in tensors.items():
         assert list(tensor["channel_def"]) == [str(i) for i in range(tensor["num_channels"])], name
-        assert getattr(torch, tensor["dtype"]).is_floating_point == (name != "timesteps")
-    assert tuple(tensors["image"]["channel_def"].values()) == labels
-    assert tuple(tensors["pred"]["channel_def"].values()) == tuple(f"noise of {label}" for label in labels)
-    assert tensors["timesteps"]["value_range"] == [0, training["scheduler_settings"]["num_train_timesteps"] - 1]
-    assert tensors["context"]["spatial_shape"] == [training["network_settings"]["cross_attention_dim"]]
+        assert getattr(torch, tensor["dtype"]).is_floating_point
+    which = tuple(f"whether {label} was acquired, 1 or -1" for label in labels)
+    assert tuple(tensors["image"]["channel_def"].values()) == labels + which
+    assert tuple(tensors["pred"]["channel_def"].values()) == labels
 
 
 @of_both

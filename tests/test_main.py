@@ -300,7 +300,7 @@ def test_train_keeps_the_model_in_the_users_folder_unless_one_is_named(
     write_study(tmp_path / "data" / "a", BRATS)
     assert main(["train", str(tmp_path / "data"), "--work", str(tmp_path / "work")]) == 0
     found = overrides_of(ran[0])
-    assert found["--model_dir"] == str(tmp_path / "home" / "apt_brats" / "model")
+    assert found["--model_dir"] == str(tmp_path / "home" / "apt_brats" / "published")
     assert found["--work_dir"] == str(tmp_path / "work")
 
 
@@ -552,7 +552,7 @@ def test_codebook_is_shown_without_its_encoder(
 
 @pytest.mark.parametrize("contrasts", CONTRAST_SETS.values(), ids=lambda c: c.name)
 def test_codebook_text_says_what_is_used_for_every_subset(contrasts: ContrastSet) -> None:
-    folder = ROOT / "bundles" / f"apt_{contrasts.name}" / "models"
+    folder = ROOT / "bundles" / f"apt_{contrasts.name}" / "models" / "published"
     codebook = PriorCodebook.read(folder / "codebook.json")
     entries, used = codebook_text(codebook, best=1).split("\n\n")[1:]
     listed: dict[tuple[str, str], list[str]] = {}

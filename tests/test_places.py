@@ -37,10 +37,14 @@ def test_a_finished_training_goes_before_the_shipped_weights_and_a_named_model_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("APT_MONAI_HOME", str(tmp_path / "home"))
-    shipped, trained = tmp_path / "bundle" / "models", trained_model("apt_test")
+    shipped, trained = tmp_path / "bundle" / "models", trained_model("apt_test", "direct")
     for folder in (shipped, trained, tmp_path / "mine"):
         folder.mkdir(parents=True)
     assert find_model(None, "apt_test", tmp_path / "bundle") == shipped
+    (shipped / "published").mkdir()
+    assert find_model(None, "apt_test", tmp_path / "bundle", method="published") == shipped / "published"
+    with pytest.raises(ValueError, match="method is 'magic': valid are direct, published"):
+        find_model(None, "apt_test", tmp_path / "bundle", method="magic")
     (trained / "model.json").touch()  # a training has begun
     assert find_model(None, "apt_test", tmp_path / "bundle") == shipped
     (trained / "model.pt").touch()

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny_bundle import ROOT, files_of, write_untrained_model
+from tiny_bundle import ROOT, files_of, write_untrained_direct
 from tiny_studies import write_study
 
 import apt_monai
@@ -25,7 +25,7 @@ SHAPE = (12, 10, 6)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a.nii.gz and b.nii.gz of one patient, and a trained model in the user's folder."""
     monkeypatch.setenv("APT_MONAI_HOME", str(tmp_path / "home"))
-    write_untrained_model(trained_model("apt_brats"))
+    write_untrained_direct(trained_model("apt_brats", "direct"))
     write_study(tmp_path / "case", ("t1", "t2"), SHAPE, seg=False)
     (tmp_path / "work").mkdir()
     for name, short in (("t1", "a"), ("t2", "b")):
@@ -48,7 +48,7 @@ def test_the_readmes_lines_write_what_is_missing(folder: Path) -> None:
         assert image.shape == SHAPE and np.array_equal(image.affine, nib.load("a.nii.gz").affine)
         assert image.get_fdata().any()
     sidecar = json.loads((folder / "DIR" / "study" / "study_flair_SYNTHETIC.json").read_text())
-    assert sidecar["sources"]["t1"]["path"] == "a.nii.gz" and sidecar["method"] == "apt"
+    assert sidecar["sources"]["t1"]["path"] == "a.nii.gz" and sidecar["method"] == "direct"
 
 
 @pytest.fixture
