@@ -25,10 +25,10 @@ def training(model: Path, work: Path, **overrides: Any) -> ConfigWorkflow:
     """The training in this process, initialised."""
     settings = {key: value for key, value in settings_of("train", BUNDLE).items() if "settings#" not in key}
     tiny = {key: value for key, value in settings.items() if not key.startswith("sampling#")} | {
-        "network_settings#init_filters": 8,
-        "network_settings#blocks_down": [1, 1],
-        "network_settings#blocks_up": [1],
-        "network_settings#norm": ["GROUP", {"num_groups": 4}],
+        "segresnet_settings#init_filters": 8,
+        "segresnet_settings#blocks_down": [1, 1],
+        "segresnet_settings#blocks_up": [1],
+        "segresnet_settings#norm": ["GROUP", {"num_groups": 4}],
     }
     made = ConfigWorkflow(
         config_file=[str(configs_of(BUNDLE) / name) for name in ("train.yaml", "direct.yaml")],

@@ -286,7 +286,7 @@ def test_train_is_the_bundles_training(
     assert "torch.distributed.run" in ran[0] and "training" in ran[0]
     found = overrides_of(ran[0])
     names = [Path(file).name for file in json.loads(found.pop("--config_file"))]
-    assert names == ["train.yaml", "demo.yaml"]
+    assert names == ["train.yaml", "direct.yaml", "demo.yaml"]
     paths = {"--dataset_dir": str(data), "--model_dir": str(model)}
     assert found == paths | {"--iterations": "3", "--seed": "a=b"}
     last = capsys.readouterr().out.splitlines()[-1]
@@ -300,7 +300,7 @@ def test_train_keeps_the_model_in_the_users_folder_unless_one_is_named(
     write_study(tmp_path / "data" / "a", BRATS)
     assert main(["train", str(tmp_path / "data"), "--work", str(tmp_path / "work")]) == 0
     found = overrides_of(ran[0])
-    assert found["--model_dir"] == str(tmp_path / "home" / "apt_brats" / "published")
+    assert found["--model_dir"] == str(tmp_path / "home" / "apt_brats" / "direct")
     assert found["--work_dir"] == str(tmp_path / "work")
 
 
@@ -609,7 +609,7 @@ def test_raw_scans_are_preprocessed_trained_on_evaluated_and_synthesised_outside
     )[3:]
     grid = ["--grid", "8", "--mask", "raw/.truth/{subject}/brain_t1.nii.gz", "--workers", "2"]
     train = shlex.split(run(*preprocess, *grid).splitlines()[-1])[3:]
-    said = run(*train, "--model", "model", *settings("train"))
+    said = run(*train, "--model", "model", "--method", "published", *settings("train"))
     evaluate = shlex.split(said.splitlines()[-1])[3:]
     assert "| all others | U+A+I |" in run(*evaluate, "--work", "model/work", *settings("evaluate"))
     assert (tmp_path / "eval" / "panel.png").exists()

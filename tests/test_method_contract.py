@@ -140,6 +140,19 @@ def test_a_direct_denoisers_loss_falls_and_is_of_the_missing_brain_alone() -> No
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_slices_of_any_size_are_padded_for_the_network_and_come_back_as_they_were() -> None:
+    sizes = []
+
+    class Watching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(x.shape[2:])
+            return x[:, :4] + 0.5
+
+    known = Conditions(torch.zeros(1, 4, 10, 17), torch.tensor([[True, True, True, False]]))
+    clean = DirectDenoiser(Watching(), multiple=8)(torch.zeros(1), torch.zeros(1), known).clean
+    assert sizes == [(16, 24)] and clean.shape == (1, 4, 10, 17) and (clean[:, 3] == 0.5).all()
+
+
 def test_the_noised_slice_and_the_timestep_are_not_looked_at() -> None:
     class Watching(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

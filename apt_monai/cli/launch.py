@@ -61,7 +61,7 @@ def run_config(arguments: argparse.Namespace, bundle: str, run_id: str, config: 
     """Run a bundle's config with what a command was given; paths are made absolute."""
     given = {key: path for name, key in PATHS.items() if (path := getattr(arguments, name, None)) is not None}
     paths: dict[str, object] = {key: Path(path).absolute() for key, path in given.items()}
-    if getattr(arguments, "method", None):
+    if config != "train" and getattr(arguments, "method", None):  # a training's is an overlay
         paths["method"] = arguments.method
     configs = config_files(bundle, config, arguments.overlay)
     run_bundle(run_id, configs, paths | overrides | dict(arguments.set), arguments.gpus)

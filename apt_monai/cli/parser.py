@@ -184,13 +184,19 @@ def _train(commands: Any) -> None:
     train = _add(
         commands,
         "train",
-        "train on a dataset: the fusion module, the prior codebook, the diffusion model",
-        "train data --dataset brats --model model --set encoder_source=FOLDER",
+        "train on a dataset",
+        "train data --dataset brats --model model",
         _series(),
         _bundle(),
     )
     train.add_argument(
         "data", metavar="DATA", nargs="?", help="the folder of studies, each with every contrast; or --phantom"
+    )
+    train.add_argument(
+        "--method",
+        choices=list(SHIPPED),
+        default="direct",
+        help="direct: our own method, one network, one pass a slice; published: the paper's, with a vision encoder",
     )
     train.add_argument(
         "--phantom", action="store_true", help="train on the digital phantom that the bundle writes, instead of DATA"

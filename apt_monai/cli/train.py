@@ -21,7 +21,9 @@ def run(arguments: argparse.Namespace) -> int:
     contrasts = get_contrast_set(arguments.dataset)
     if arguments.data is not None:
         read_studies(arguments.data, contrasts, require_all=True, series=arguments.series)
-    arguments.model = arguments.model or trained_model(f"apt_{contrasts.name}")
+    arguments.model = arguments.model or trained_model(f"apt_{contrasts.name}", arguments.method)
+    if arguments.method == "direct":
+        arguments.overlay = ["direct.yaml", *arguments.overlay]
     data = arguments.data or str((arguments.work or arguments.model / "work") / "phantom")
     finished = (arguments.model / LAST_WRITTEN).exists()
     known = arguments.dataset in CONTRAST_SETS

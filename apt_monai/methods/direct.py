@@ -79,7 +79,8 @@ class Direct(Method):
             "settings_sha256": hashlib.sha256(described.encode()).hexdigest(),
             "model_sha256": file_sha256(folder / "model.pt"),
         }
-        return cls(DirectDenoiser(network, precision), inferer, preprocessing, seed, weights)
+        multiple = 2 ** (len(settings["network"]["blocks_down"]) - 1)
+        return cls(DirectDenoiser(network, precision, multiple), inferer, preprocessing, seed, weights)
 
     @property
     def network(self) -> torch.nn.Module:

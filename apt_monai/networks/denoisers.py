@@ -137,6 +137,7 @@ class DirectDenoiser(Denoiser):
     Args:
         network: ``(B, 2C, H, W)`` to ``(B, C, H, W)``, such as MONAI's ``SegResNet``.
         precision: what the network computes in, ``"float32"`` or ``"bfloat16"``; see :mod:`apt_monai.hardware`.
+        multiple: of what height and width must be for the network; slices of other sizes are padded with 0 meanwhile.
 
     Example::
 
@@ -147,17 +148,20 @@ class DirectDenoiser(Denoiser):
         tensor(0., grad_fn=<MaxBackward1>)
     """
 
-    def __init__(self, network: nn.Module, precision: str = "float32") -> None:
+    def __init__(self, network: nn.Module, precision: str = "float32", multiple: int = 1) -> None:
         super().__init__()
         self.network = network
         self.precision = precision
+        self.multiple = multiple
 
     def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
+        h, w = conditions.acquired.shape[2:]
         known = conditions.available[:, :, None, None]  # (B, C, 1, 1)
         acquired = conditions.acquired.where(known, 0.0)
         which = known.to(acquired).expand_as(acquired) * 2 - 1
         with autocast(acquired.device, self.precision):
-            output = self.network(torch.cat([acquired, which], dim=1))
+            inputs = F.pad(torch.cat([acquired, which], dim=1), (0, -w % self.multiple, 0, -h % self.multiple))
+            output = self.network(inputs)[..., :h, :w]
         clean = output.float().where(~known, acquired)
         if conditions.brain is not None:
             clean = clean.where(conditions.brain | known, -1.0)
