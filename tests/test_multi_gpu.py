@@ -172,7 +172,7 @@ def test_two_ranks_write_the_volumes_and_the_table_that_one_writes(one_rank: Pat
         assert done.returncode == 0, done.stdout
         with (tmp_path / name / "eval" / "results.csv").open(newline="") as file:
             tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
-    assert tables[0] == tables[1] and len(tables[0]) == 3 * 2 * 3 * 3  # methods, slices, studies, targets
+    assert tables[0] == tables[1] and len(tables[0]) == 5 * 2 * 3 * 3  # methods, slices, studies, targets
     resume_half_a_table(tmp_path / "two" / "eval" / "results.csv", tables[0], everyone)
 
     for subject, absent in zip(sorted(studies.glob("BraTS*")), ("t1", "t2", "flair"), strict=True):
