@@ -95,7 +95,7 @@ def find_bundle(name: str) -> Path:
 
 
 def find_model(
-    model_dir: str | Path | None, bundle: str, bundle_root: str | Path | None = None, method: str = "direct"
+    model_dir: str | Path | None, bundle: str, bundle_root: str | Path | None = None, method: str | None = None
 ) -> Path:
     """The model folder to work with, and a log line that says which.
 
@@ -104,7 +104,8 @@ def find_model(
             the weights that come with the bundle.
         bundle: the bundle's name, such as ``"apt_brats"``.
         bundle_root: its folder; None: where :func:`find_bundle` finds it.
-        method: without ``model_dir``: ``"direct"``, our own method, or ``"published"``, the paper's.
+        method: without ``model_dir``: ``"direct"``, our own method, or ``"published"``, the paper's; None: the one that
+            was trained, and ours where both were or neither.
 
     Raises:
         ModelError: there is no such folder.
@@ -116,15 +117,16 @@ def find_model(
         >>> find_model("model", "apt_brats").as_posix()
         'model'
     """
-    if method not in SHIPPED:
+    if method not in (None, *SHIPPED):
         raise ValueError(f"method is {method!r}: valid are {', '.join(SHIPPED)}")
-    trained = trained_model(bundle, method)
+    methods = list(SHIPPED) if method is None else [method]
+    trained = [folder for name in methods if ((folder := trained_model(bundle, name)) / LAST_WRITTEN).is_file()]
     if model_dir is not None:
         folder = Path(model_dir)
-    elif (trained / LAST_WRITTEN).is_file():
-        folder = trained
+    elif trained:
+        folder = trained[0]
     else:
-        folder = Path(bundle_root or find_bundle(bundle)) / SHIPPED[method]
+        folder = Path(bundle_root or find_bundle(bundle)) / SHIPPED[methods[0]]
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; give the folder of a finished training")
     logger.info("using the model in %s", folder)

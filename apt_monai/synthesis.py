@@ -32,7 +32,7 @@ def load(
     sampling: Mapping[str, Any] | None = None,
     slice_batch_size: int = 8,
     dtype: str = "float32",
-    method: str = "direct",
+    method: str | None = None,
 ) -> Synthesizer:
     """A model, ready to synthesise: what ``apt_monai.load`` is.
 
@@ -45,7 +45,8 @@ def load(
         sampling: what takes the place of the model's own sampling settings, such as ``{"unroll_iterations": 0}``.
         slice_batch_size: how many slices go through the network together.
         dtype: how voxels are stored, ``"float32"`` or ``"int16"``.
-        method: of ``"brats"`` and ``"adni"``: ``"direct"``, our own method, or ``"published"``, the paper's.
+        method: of ``"brats"`` and ``"adni"``: ``"direct"``, our own method, or ``"published"``, the paper's; None: the
+            one that you trained, and ours where you trained both or neither.
 
     Raises:
         ModelError: see :func:`apt_monai.models.load`.

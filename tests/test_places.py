@@ -47,6 +47,11 @@ def test_a_finished_training_goes_before_the_shipped_weights_and_a_named_model_b
         find_model(None, "apt_test", tmp_path / "bundle", method="magic")
     (trained / "model.json").touch()  # a training has begun
     assert find_model(None, "apt_test", tmp_path / "bundle") == shipped
+    published = trained_model("apt_test", "published")
+    published.mkdir()
+    (published / "model.pt").touch()
+    assert find_model(None, "apt_test", tmp_path / "bundle") == published
+    assert find_model(None, "apt_test", tmp_path / "bundle", method="direct") == shipped
     (trained / "model.pt").touch()
     assert find_model(None, "apt_test", tmp_path / "bundle") == trained
     assert find_model(tmp_path / "mine", "apt_test", tmp_path / "bundle") == tmp_path / "mine"

@@ -121,7 +121,8 @@ def _method(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--method",
         choices=list(SHIPPED),
-        help="without --model: direct, our own method, one pass a slice; or published, the paper's (default: direct)",
+        help="without --model: direct, our own method, one pass a slice, or published, the paper's (default: the one "
+        "that was trained, else direct)",
     )
 
 
