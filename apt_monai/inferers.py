@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -251,6 +251,18 @@ class TwoStageInferer(DiffusionInferer):
     def settings(self) -> dict[str, Any]:
         """The sampler's arguments beside the scheduler, as JSON can hold them: all that its results depend on."""
         return {name: getattr(self, name) for name in self.setting_names()}
+
+    @classmethod
+    def from_settings(cls, scheduler: DDPMScheduler, settings: Mapping[str, Any]) -> TwoStageInferer:
+        """The sampler of some :attr:`settings`; those that are not named have their defaults.
+
+        Raises:
+            ValueError: an unknown setting, or a value outside its range; the message names it.
+        """
+        unknown = sorted(set(settings) - set(cls.setting_names()))
+        if unknown:
+            raise ValueError(f"sampling has no {', '.join(unknown)}: valid are {', '.join(cls.setting_names())}")
+        return cls(scheduler, **settings)
 
     @classmethod
     def setting_names(cls) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_bundle import ADNI_BUNDLE, write_untrained_model
+from tiny_bundle import ADNI_BUNDLE, write_untrained_direct, write_untrained_model
 
 from apt_monai.errors import ModelError
 from apt_monai.models import load, load_model_settings, save_model_settings
@@ -123,6 +124,7 @@ def test_an_unfinished_model_says_what_it_lacks(tmp_path: Path) -> None:
         load(model, "cpu")
 
 
-def test_a_sampling_setting_that_is_none_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_untrained_model, write_untrained_direct])
+def test_a_sampling_setting_that_is_none_is_named(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     with pytest.raises(ValueError, match="sampling has no steps: valid are start_step"):
-        load(write_untrained_model(tmp_path / "model"), "cpu", sampling={"steps": 3})
+        load(write(tmp_path / "model"), "cpu", sampling={"steps": 3})

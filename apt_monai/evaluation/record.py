@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from apt_monai.contrasts import ContrastSet
-from apt_monai.evaluation.fingerprints import sha256
 from apt_monai.evaluation.pictures import picture_name
 from apt_monai.evaluation.scores import Row
-from apt_monai.files import check_writable, write_text
+from apt_monai.files import check_writable, json_sha256, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 def resume(folder: Path, settings: Mapping[str, Any], contrasts: ContrastSet) -> list[Row]:
     """The rows of an earlier run with the same settings; else an emptied folder that says whose results will come."""
     record = folder / "results.json"
-    digest = sha256(settings)
+    digest = json_sha256(settings)
     if record.exists():
         try:
             found = json.loads(record.read_text(encoding="utf-8"))["settings_sha256"]

@@ -22,14 +22,13 @@ from tqdm import tqdm
 import apt_monai
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.distributed import gather, is_lead
-from apt_monai.evaluation.fingerprints import sha256
 from apt_monai.evaluation.pictures import draw_case, panel_rows, picture_name
 from apt_monai.evaluation.record import resume, write_record, write_rows
 from apt_monai.evaluation.scores import Row, score_batch, synthesise
 from apt_monai.evaluation.statistics import aggregate_rows
 from apt_monai.evaluation.survey import TestSet, survey
 from apt_monai.evaluation.tables import tables
-from apt_monai.files import write_text
+from apt_monai.files import json_sha256, write_text
 from apt_monai.hardware import device_name
 from apt_monai.methods import Batch, Method
 from apt_monai.visualize import SynthesisRow
@@ -142,7 +141,7 @@ def evaluate_methods(
         write_rows(folder / "results.csv", rows)
         write_text(folder / "results.md", markdown)
         content = {
-            "settings_sha256": sha256(settings),
+            "settings_sha256": json_sha256(settings),
             "settings": settings,
             "complete": True,
             "subjects": test_set.subjects,

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
-from monai.networks.schedulers import DDPMScheduler
 
 from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import get_contrast_set
 from apt_monai.errors import ModelError
-from apt_monai.files import file_sha256
+from apt_monai.files import file_sha256, json_sha256
 from apt_monai.hardware import memory_format
-from apt_monai.inferers import TwoStageInferer, noise_scheduler, slice_seed
+from apt_monai.inferers import TwoStageInferer, noise_scheduler
 from apt_monai.methods.base import Batch, Method
+from apt_monai.methods.sampled import SampledMethod
 from apt_monai.methods.trivial import Prior
 from apt_monai.networks import Conditions, Denoiser, MutualInformationFusion, PublishedDenoiser, VisionEncoder
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 from apt_monai.weights import load_weights
 
 
-class APT(Method):
+class APT(SampledMethod):
     """The whole method on one batch of slices.
 
     The vision encoder runs once a slice, on the acquired contrasts alone, or not at all where the batch already holds
@@ -71,17 +69,10 @@ class APT(Method):
         seed: int = 0,
         weights: Mapping[str, Any] | None = None,
     ) -> None:
-        self.denoiser = denoiser
+        super().__init__(denoiser, inferer, preprocessing, seed, weights)
         self.fusion = fusion.eval()
-        self.inferer = inferer
-        self.preprocessing = preprocessing
-        self.contrasts = preprocessing.contrasts
         self.codebook = codebook
         self.encoder = encoder
-        self.seed = seed
-        self.device = next((p.device for p in denoiser.parameters()), torch.device("cpu"))
-        self.precision = getattr(denoiser, "precision", "float32")
-        self.weights = dict(weights or {})
 
     @classmethod
     def load(cls, folder: Path, settings: Mapping[str, Any], device: torch.device, precision: str, seed: int) -> APT:
@@ -96,14 +87,14 @@ class APT(Method):
         return cls(
             PublishedDenoiser(network, scheduler, precision),
             load_weights(fusion, folder / "fusion.pt").to(device),
-            _sampler(scheduler, settings["sampling"]),
+            TwoStageInferer.from_settings(scheduler, settings["sampling"]),
             preprocessing,
             PriorCodebook.load(folder / "codebook.json", preprocessing.contrasts, encoder.fingerprint),
             encoder,
             seed,
             {
                 "trained_on": settings["trained_on"],
-                "settings_sha256": _sha256([settings[key] for key in ("network", "fusion", "scheduler")]),
+                "settings_sha256": json_sha256([settings[key] for key in ("network", "fusion", "scheduler")]),
                 **{f"{Path(name).stem}_sha256": file_sha256(folder / name) for name in cls.files},
                 "encoder_fingerprint": encoder.fingerprint,
             },
@@ -117,7 +108,7 @@ class APT(Method):
             sampling: arguments of :class:`~apt_monai.inferers.TwoStageInferer` that take the place of this method's.
         """
         other = copy.copy(self)
-        other.inferer = _sampler(self.inferer.scheduler, {**self.inferer.settings, **sampling})
+        other.inferer = TwoStageInferer.from_settings(self.inferer.scheduler, {**self.inferer.settings, **sampling})
         other.codebook = self.codebook if prior else None
         return other
 
@@ -131,34 +122,10 @@ class APT(Method):
         return {"prior": prior, "U": start, "U+A": self.variant(unroll_iterations=0), "U+A+I": self}
 
     @property
-    def network(self) -> torch.nn.Module:
-        """The trained U-Net."""
-        return self.denoiser.network  # type: ignore[return-value]
-
-    @property
-    def passes(self) -> int:
-        return self.inferer.passes
-
-    @property
     def provenance(self) -> dict[str, Any]:
-        return {
-            "method": self.name,
-            **self.weights,
-            "prior": None if self.codebook is None else "codebook",
-            "sampling": self.inferer.settings,
-            "preprocessing_fingerprint": self.preprocessing.fingerprint,
-            "seed": self.seed,
-        }
+        return super().provenance | {"prior": None if self.codebook is None else "codebook"}
 
-    @torch.no_grad()
-    def __call__(
-        self, batch: Batch, available: torch.Tensor, progress: Callable[[int], Any] | None = None
-    ) -> dict[str, torch.Tensor]:
-        image, brain = batch["image"], batch["region"] > 0
-        if not available.any(dim=1).all():
-            raise ValueError("a slice has no acquired contrast: at least one is needed to synthesise the others")
-        known = available[:, :, None, None]  # (B, C, 1, 1)
-        acquired = torch.where(known, image, torch.full_like(image, -1.0))
+    def conditions(self, batch: Batch, acquired: torch.Tensor, available: torch.Tensor) -> Conditions:
         if "features" in batch:
             features = batch["features"]
         elif self.encoder is not None:
@@ -168,24 +135,5 @@ class APT(Method):
         else:
             raise ValueError("the batch has no 'features' and the method no encoder: give one of the two")
         z = self.fusion(features, available)  # (B, D)
-        result = {}
-        prior = None
-        if self.codebook is not None:
-            prior = result["prior"] = self.codebook.prior(acquired, available, brain)
-        seeds = [slice_seed(self.seed, s, int(i)) for s, i in zip(batch["subject"], batch["slice"], strict=True)]
-        conditions = Conditions(acquired, available, prior, z)
-        synthesised = self.inferer.synthesize(self.denoiser, conditions, seeds, progress)
-        result["image"] = torch.where(known | brain, synthesised, torch.full_like(synthesised, -1.0))
-        return result
-
-
-def _sampler(scheduler: DDPMScheduler, sampling: Mapping[str, Any]) -> TwoStageInferer:
-    unknown = sorted(set(sampling) - set(TwoStageInferer.setting_names()))
-    if unknown:
-        valid = ", ".join(TwoStageInferer.setting_names())
-        raise ValueError(f"sampling has no {', '.join(unknown)}: valid are {valid}")
-    return TwoStageInferer(scheduler, **sampling)
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        prior = None if self.codebook is None else self.codebook.prior(acquired, available, batch["region"] > 0)
+        return Conditions(acquired, available, prior, z)

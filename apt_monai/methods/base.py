@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from apt_monai.contrasts import ContrastSet
+from apt_monai.files import json_sha256
 from apt_monai.networks import VisionEncoder
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 
@@ -73,14 +72,13 @@ class Method(ABC):
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the provenance."""
-        return hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode()).hexdigest()[:16]
+        return json_sha256(self.provenance)[:16]
 
     @property
     def rows(self) -> dict[str, Method]:
         """What an evaluation of it shows, by the rows' names: the method, and what it is made of where that can be."""
         return {self.name: self}
 
-    @abstractmethod
     def __call__(
         self, batch: Batch, available: torch.Tensor, progress: Callable[[int], Any] | None = None
     ) -> dict[str, torch.Tensor]:
@@ -98,3 +96,12 @@ class Method(ABC):
         Raises:
             ValueError: a slice has no acquired contrast.
         """
+        if not available.any(dim=1).all():
+            raise ValueError("a slice has no acquired contrast: at least one is needed to synthesise the others")
+        return self.synthesize(batch, available, progress)
+
+    @abstractmethod
+    def synthesize(
+        self, batch: Batch, available: torch.Tensor, progress: Callable[[int], Any] | None
+    ) -> dict[str, torch.Tensor]:
+        """A call's result; every slice has an acquired contrast."""

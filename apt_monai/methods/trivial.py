@@ -35,11 +35,9 @@ class _Trivial(Method):
     def provenance(self) -> dict[str, Any]:
         return {"method": self.name, "preprocessing_fingerprint": self.preprocessing.fingerprint}
 
-    def __call__(
-        self, batch: Batch, available: torch.Tensor, progress: Callable[[int], Any] | None = None
+    def synthesize(
+        self, batch: Batch, available: torch.Tensor, progress: Callable[[int], Any] | None
     ) -> dict[str, torch.Tensor]:
-        if not available.any(dim=1).all():
-            raise ValueError("a slice has no acquired contrast: at least one is needed to synthesise the others")
         image = self.fill(batch, available)
         if progress is not None:
             progress(1)

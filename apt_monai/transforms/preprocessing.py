@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
+from apt_monai.files import json_sha256
 from apt_monai.transforms.intensity import ScaleIntensityInBraind
 from apt_monai.transforms.slices import FitInPlaned
 from apt_monai.transforms.study import LoadStudyd
@@ -81,7 +80,7 @@ class StudyPreprocessing(Compose):
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the settings."""
-        return hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+        return json_sha256(self.settings)[:16]
 
     def __call__(self, input_: Mapping[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
