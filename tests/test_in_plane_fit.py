@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from tiny_studies import LPS, write_study
 
-from apt_monai.transforms import FitInPlane, FitInPlaned, StudyPreprocessing
+from apt_monai.transforms import FitInPlane, FitInPlaned, InPlaneFit, StudyPreprocessing
 
 
 def volume(*shape: int) -> MetaTensor:
@@ -135,3 +135,34 @@ def test_restore_refuses_volumes_of_another_grid(tmp_path) -> None:
     loaded = preprocessing(write_study(tmp_path / "case"))
     with pytest.raises(ValueError, match=r"study 'case': need \(K, 16, 16, 6\)"):
         preprocessing.restore(torch.zeros(1, 16, 16, 5), loaded)
+
+
+def test_without_a_size_the_slices_are_the_brains_box_and_the_way_back_is_exact(tmp_path) -> None:
+    study = write_study(tmp_path / "case", affine=LPS)
+    preprocessing = StudyPreprocessing("brats", size=None, deviations=4)
+    loaded = preprocessing(study)
+    brain = loaded["region"][0].numpy() > 0
+    assert brain.any(axis=(1, 2)).all() or brain.any(axis=(1, 2))[[0, -1]].all()
+    assert brain.any(axis=(0, 2))[[0, -1]].all()
+    restored = preprocessing.restore(loaded["image"].as_tensor(), loaded)
+    acquired = nib.load(study["t1"])
+    assert restored.shape[1:] == acquired.shape
+    np.testing.assert_array_equal(restored.affine.numpy(), acquired.affine)
+    outside = acquired.get_fdata() == 0
+    assert (restored[1].numpy()[outside] == -1).all()
+    raw = preprocessing.scale.inverse(restored, loaded["intensity_range"])[1].numpy()
+    clipped = np.abs(restored[1].numpy()) == 1
+    np.testing.assert_allclose(raw[~clipped & ~outside], acquired.get_fdata()[~clipped & ~outside], atol=1e-3)
+
+
+def test_a_fit_takes_slices_there_and_back() -> None:
+    slices = volume(3, 2, 9, 7).as_tensor()  # (Z, C, X, Y)
+    region = torch.zeros(1, 9, 7, 3)
+    region[:, 2:5, 3:7] = 1
+    for fit in (InPlaneFit.box(region), InPlaneFit.square((9, 7), 12), InPlaneFit.square((9, 7), 6)):
+        back = fit.back(fit.fit(slices))
+        assert fit.fit(slices).shape == (3, 2, *fit.size) and back.shape == slices.shape
+    box = InPlaneFit.box(region)
+    naive = torch.full_like(slices, -1.0)
+    naive[:, :, 2:5, 3:7] = slices[:, :, 2:5, 3:7]
+    assert torch.equal(box.back(box.fit(slices)), naive)

@@ -78,3 +78,28 @@ def test_an_absent_contrast_does_not_change_the_others(tmp_path: Path) -> None:
     whole = ScaleIntensityInBraind()(LoadStudyd("brats")(study))
     part = ScaleIntensityInBraind()(LoadStudyd("brats")({k: study[k] for k in ("subject", "t2")}))
     assert torch.equal(whole["image"][3].as_tensor(), part["image"][3].as_tensor())
+
+
+def test_median_and_deviation_do_not_follow_a_few_bright_voxels() -> None:
+    image = torch.randn(1, 10, 10, 10, generator=torch.Generator().manual_seed(0)) * 50 + 500
+    region = torch.ones(1, 10, 10, 10)
+    bright = image.clone()
+    bright[:, 0, :4] = 9000  # vessels, contrast agent
+    steady, percentiles = ScaleIntensityInBrain(deviations=4), ScaleIntensityInBrain()
+    assert abs(steady(image, region)[1] - steady(bright, region)[1]).max() < 20
+    assert abs(percentiles(image, region)[1] - percentiles(bright, region)[1]).max() > 5000
+    low, high = steady(image, region)[1][0].tolist()
+    inside = image.flatten().numpy()
+    deviation = 1.4826 * np.median(np.abs(inside - np.median(inside)))
+    np.testing.assert_allclose([low, high], np.median(inside) + np.array([-4, 4]) * deviation, rtol=1e-5)
+    scaled, limits = steady(bright, region)
+    assert scaled.max() == 1  # clipped
+    kept = scaled.abs() < 1
+    torch.testing.assert_close(steady.inverse(scaled, limits)[kept], bright[kept], rtol=1e-4, atol=1e-2)
+
+
+def test_a_brain_of_one_intensity_has_no_deviation() -> None:
+    with pytest.raises(ValueError, match="half of the brain's voxels are exactly 3"):
+        ScaleIntensityInBrain(deviations=3)(torch.full((1, 2, 2, 2), 3.0), torch.ones(1, 2, 2, 2))
+    with pytest.raises(ValueError, match="deviations=0"):
+        ScaleIntensityInBrain(deviations=0)

@@ -1,13 +1,13 @@
 """The slice cache: preprocessed slices on disk, filled once, read by memory map; and the dataset of its slices.
 
 A random slice from a ``.nii.gz`` costs the decompression of whole volumes. The cache holds, for each study, a folder
-``<subject>-<origin>-<content>.v2``. ``origin`` stands for the paths of the study's files and the preprocessing,
+``<subject>-<origin>-<content>.v3``. ``origin`` stands for the paths of the study's files and the preprocessing,
 ``content`` for the files' sizes and times::
 
     images.npy              (n, C, H, W) int16: round(v * 32767) of intensities v in [-1, 1]; -1 is kept exactly
     regions.npy             (n, 1, H, W) uint8: 0 outside the brain, 1 brain, 2 tumour
     slices.npy              (n,) int64: each slice's index along the last axis of the oriented volume
-    meta.json               subject, availability, intensity ranges, settings, files
+    meta.json               subject, availability, intensity ranges, fit in plane, settings, files
     features-<encoder>.npy  (n, C, D) float32, once :func:`encode_slices` has run
 
 So data sets with equal subject names, and several preprocessings of one data set, share a cache folder and do not touch
@@ -29,7 +29,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -42,11 +42,11 @@ from tqdm import tqdm
 
 from apt_monai.errors import StudyError
 from apt_monai.io.source import source_stat
-from apt_monai.transforms import StudyPreprocessing
+from apt_monai.transforms import InPlaneFit, StudyPreprocessing
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = ".v2"  # ends an entry's name: raise it with every change of the files, so that older entries are not used
+LAYOUT = ".v3"  # ends an entry's name: raise it with every change of the files, so that older entries are not used
 ENTRY_FILES = ("images.npy", "regions.npy", "slices.npy", "meta.json")
 SCALE = 32767  # int16 steps from 0 to 1
 
@@ -66,6 +66,7 @@ class CachedStudy:
         slices: ``(n,)`` int64, each slice's index along the last axis of the oriented volume.
         available: ``(C,)`` bool, True = acquired.
         intensity_range: ``(C, 2)`` float32, the raw intensities that became 0 and 1; NaN for an absent contrast.
+        fit: how the slices' grid lies on that of the acquired slices.
 
     Raises:
         FileNotFoundError: a file was deleted since the entry was opened.
@@ -77,6 +78,7 @@ class CachedStudy:
     slices: np.ndarray
     available: Tensor
     intensity_range: Tensor
+    fit: InPlaneFit
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -204,6 +206,7 @@ class SliceCache:
             slices=np.array(_load(folder / "slices.npy")),
             available=torch.tensor(meta["available"]),
             intensity_range=torch.tensor([[np.nan, np.nan] if r is None else r for r in meta["intensity_range"]]),
+            fit=InPlaneFit(**{key: tuple(value) for key, value in meta["fit"].items()}),
         )
 
     def _folder(self, study: Mapping[str, str]) -> Path:
@@ -241,12 +244,14 @@ class SliceCache:
             )
         images = np.rint(image[..., slices] * SCALE).astype(np.int16)
         ranges = loaded["intensity_range"].tolist()
+        fit = InPlaneFit.of(loaded["image"])
         meta = {
             "subject": study["subject"],
             "available": loaded["available"].tolist(),
             "intensity_range": [
                 r if acquired else None for r, acquired in zip(ranges, loaded["available"].tolist(), strict=True)
             ],
+            "fit": asdict(fit),
             "preprocessing": self.preprocessing.settings,
             "min_brain_fraction": self.min_brain_fraction,
             "files": files,

@@ -15,7 +15,7 @@ from apt_monai.transforms.intensity import (
     ScaleIntensityInBrainDict,
 )
 from apt_monai.transforms.preprocessing import StudyPreprocessing
-from apt_monai.transforms.slices import FitInPlane, FitInPlaneD, FitInPlaned, FitInPlaneDict
+from apt_monai.transforms.slices import FitInPlane, FitInPlaneD, FitInPlaned, FitInPlaneDict, InPlaneFit
 from apt_monai.transforms.study import LoadStudyD, LoadStudyd, LoadStudyDict
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "FitInPlaneD",
     "FitInPlaneDict",
     "FitInPlaned",
+    "InPlaneFit",
     "LoadStudyD",
     "LoadStudyDict",
     "LoadStudyd",

@@ -14,7 +14,7 @@ from torch import Tensor
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.files import json_sha256
-from apt_monai.transforms.intensity import ScaleIntensityInBraind
+from apt_monai.transforms.intensity import ScaleIntensityInBrain, ScaleIntensityInBraind
 from apt_monai.transforms.slices import FitInPlaned
 from apt_monai.transforms.study import LoadStudyd
 
@@ -22,18 +22,17 @@ VERSION = 1  # raise it with every change of what comes out, so that caches made
 
 
 class StudyPreprocessing(Compose):
-    """Load a study, orient it to RAS, scale its intensities to [-1, 1] and fit its slices to ``size`` × ``size``.
+    """Load a study, orient it to RAS, scale its intensities to [-1, 1] and fit its slices to a grid.
 
-    Takes a study (see :class:`LoadStudyd`) and returns the loaded study: ``"subject"``, ``"image"``
-    ``(C, size, size, Z)`` float32 in [-1, 1] with background and absent contrasts exactly -1, axial slices along the
-    last axis; ``"available"`` ``(C,)`` bool; ``"region"`` ``(1, size, size, Z)`` uint8; ``"intensity_range"``
+    The grid is ``size`` × ``size``, or, without a size, the box of the brain at the scan's own voxels. Takes a study
+    (see :class:`LoadStudyd`) and returns the loaded study: ``"subject"``, ``"image"`` ``(C, H, W, Z)`` float32 in [-1, 1] with background and absent contrasts exactly -1, axial slices along the
+    last axis; ``"available"`` ``(C,)`` bool; ``"region"`` ``(1, H, W, Z)`` uint8; ``"intensity_range"``
     ``(C, 2)``; ``"paths"``.
 
     Args:
         contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
-        size: the in-plane extent of the slices, in voxels.
-        lower: the percentile within the brain that becomes -1.
-        upper: the percentile within the brain that becomes 1.
+        size: the in-plane extent of the slices, in voxels; None: the brain's box, and voxels as they are.
+        lower, upper, deviations: which intensities become -1 and 1; see :class:`ScaleIntensityInBrain`.
 
     Raises:
         StudyError: the study cannot be used (when called).
@@ -52,16 +51,22 @@ class StudyPreprocessing(Compose):
         torch.Size([1, 4, 5, 6])
     """
 
-    def __init__(self, contrasts: str | ContrastSet, size: int = 256, lower: float = 0.5, upper: float = 99.5) -> None:
+    def __init__(
+        self,
+        contrasts: str | ContrastSet,
+        size: int | None = 256,
+        lower: float = 0.5,
+        upper: float = 99.5,
+        deviations: float | None = None,
+    ) -> None:
         self.contrasts = get_contrast_set(contrasts)
         self.size = size
-        self.lower = lower
-        self.upper = upper
+        self.scale = ScaleIntensityInBrain(lower, upper, deviations)
         super().__init__(
             [
                 LoadStudyd(self.contrasts),
                 Orientationd(("image", "region"), "RAS", labels=None, allow_missing_keys=True),
-                ScaleIntensityInBraind(lower, upper),
+                ScaleIntensityInBraind(lower, upper, deviations),
                 FitInPlaned("image", size, allow_missing_keys=True),
             ]
         )
@@ -69,13 +74,11 @@ class StudyPreprocessing(Compose):
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that the result depends on beside the files, as JSON can hold it."""
-        return {
-            "version": VERSION,
-            "contrasts": list(self.contrasts.names),
-            "size": self.size,
-            "lower": self.lower,
-            "upper": self.upper,
-        }
+        scale = self.scale
+        limits = {"lower": scale.lower, "upper": scale.upper}
+        if scale.deviations is not None:
+            limits = {"deviations": scale.deviations}
+        return {"version": VERSION, "contrasts": list(self.contrasts.names), "size": self.size, **limits}
 
     @property
     def fingerprint(self) -> str:
@@ -93,11 +96,11 @@ class StudyPreprocessing(Compose):
     def restore(self, volumes: Tensor, like: Mapping[str, Any]) -> MetaTensor:
         """Bring volumes from the slices' grid back to the acquired grid.
 
-        Exact where the slices were only padded. Where they had been resampled down they are resampled up bilinearly, so
-        a faint rim may lie just outside the brain. The slices' grid covers the acquired one: no voxel has to be filled.
+        Exact where the slices were only padded or cut; what had been cut off, beyond the brain, becomes -1. Where they
+        had been resampled down they are resampled up bilinearly, so a faint rim may lie just outside the brain.
 
         Args:
-            volumes: ``(K, size, size, Z)`` in [-1, 1], any number of channels.
+            volumes: ``(K, H, W, Z)`` in [-1, 1], any number of channels.
             like: the loaded study (as this preprocessing returned it) on whose acquired grid they belong.
 
         Returns:

@@ -1,31 +1,100 @@
-"""Fit the axial slices of a volume to a square of a given size, and the way back."""
+"""Fit the axial slices of a volume to a square of a given size, or to the brain's box, and the way back."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import BorderPad, InvertibleTransform, MapTransform, SpatialCrop
+from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import scale_affine
 from monai.utils import TraceKeys
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 
+@dataclass(frozen=True)
+class InPlaneFit:
+    """How the slices' grid lies on that of the acquired slices: resampled, then padded or cut.
+
+    Args:
+        shape: (X, Y), voxels of an acquired slice, oriented.
+        resampled: (X', Y'), what it is resampled to; ``shape`` where it is not.
+        before: how many voxels are padded before the first one along each axis; below 0: how many are cut off there.
+        size: (H, W), pixels of a slice that was fitted.
+    """
+
+    shape: tuple[int, int]
+    resampled: tuple[int, int]
+    before: tuple[int, int]
+    size: tuple[int, int]
+
+    @classmethod
+    def square(cls, shape: tuple[int, int], size: int) -> InPlaneFit:
+        """Padded to ``size`` × ``size``, half on each side; where the longer axis is more, resampled down before."""
+        scale = min(1.0, size / max(shape))
+        nx, ny = (max(1, round(n * scale)) for n in shape)
+        return cls(shape, (nx, ny), ((size - nx) // 2, (size - ny) // 2), (size, size))
+
+    @classmethod
+    def box(cls, region: Tensor) -> InPlaneFit:
+        """Cut to what holds the brain of every slice of a region ``(1, X, Y, Z)``.
+
+        Example::
+
+            >>> region = torch.zeros(1, 9, 7, 2)
+            >>> region[:, 2:5, 3:7, 1] = 1
+            >>> InPlaneFit.box(region)
+            InPlaneFit(shape=(9, 7), resampled=(9, 7), before=(-2, -3), size=(3, 4))
+        """
+        x, y = int(region.shape[1]), int(region.shape[2])
+        there = torch.nonzero((region[0] > 0).any(dim=-1))  # (voxels, 2)
+        (x0, y0), (x1, y1) = there.amin(dim=0).tolist(), (there.amax(dim=0) + 1).tolist()
+        return cls((x, y), (x, y), (-x0, -y0), (x1 - x0, y1 - y0))
+
+    @classmethod
+    def of(cls, image: MetaTensor) -> InPlaneFit:
+        """The fit that a volume's most recent transform was, :class:`FitInPlane`."""
+        step = image.applied_operations[-1]
+        x, y, _ = step[TraceKeys.ORIG_SIZE]
+        return cls((x, y), *(step[TraceKeys.EXTRA_INFO][key] for key in ("resampled", "before", "size")))
+
+    def fit(self, slices: Tensor, mode: str = "bilinear", fill: float = -1.0) -> Tensor:
+        """Acquired slices ``(Z, C, X, Y)`` on the slices' grid, ``(Z, C, H, W)``."""
+        if self.resampled != self.shape:
+            slices = _resize(slices, self.resampled, mode)
+        (bx, by), (nx, ny), (h, w) = self.before, self.resampled, self.size
+        return F.pad(slices, (by, w - ny - by, bx, h - nx - bx), value=fill)  # below 0 cuts
+
+    def back(self, slices: Tensor, mode: str = "bilinear", fill: float = -1.0) -> Tensor:
+        """Slices ``(Z, C, H, W)`` on the grid of the acquired ones, ``(Z, C, X, Y)``; ``fill`` where they were cut."""
+        (bx, by), (nx, ny), (h, w) = self.before, self.resampled, self.size
+        slices = F.pad(slices, (-by, ny - w + by, -bx, nx - h + bx), value=fill)
+        return slices if self.resampled == self.shape else _resize(slices, self.shape, mode)
+
+
+def _resize(slices: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
+    if mode == "bilinear":
+        return interpolate(slices, shape, mode="bilinear", antialias=True)  # when up, plain bilinear
+    return interpolate(slices, shape, mode="nearest-exact")
+
+
 class FitInPlane(InvertibleTransform):
-    """Fit the first two spatial axes to ``size`` × ``size``; the last one (the slices) stays.
+    """Fit the first two spatial axes to ``size`` × ``size``, or cut them to the brain's box; the last one stays.
 
     Where both fit, they are padded, half on each side (the odd voxel after): the inverse is exact. Where the longer is
     more than ``size``, both are first resampled down by the same factor, so that the longer becomes ``size``; the
-    inverse resamples up to the original shape, which loses what the smaller grid cannot hold. The affine follows.
+    inverse resamples up to the original shape, which loses what the smaller grid cannot hold. Without a size, voxels
+    stay what they are: the slices are cut to the box of the brain of all of them. The affine follows.
 
     Args:
-        size: the in-plane extent of the result, in voxels.
+        size: the in-plane extent of the result, in voxels; None: the brain's box.
         mode: ``"bilinear"`` (with anti-aliasing, for intensities) or ``"nearest"`` (for labels).
-        fill: the value of the padding.
+        fill: the value of the padding, and of what had been cut off.
 
     Raises:
         ValueError: ``size`` is not positive, or ``mode`` is unknown.
@@ -36,53 +105,60 @@ class FitInPlane(InvertibleTransform):
         >>> fitted = fit(MetaTensor(torch.zeros(4, 240, 240, 5)))
         >>> fitted.shape, fit.inverse(fitted).shape
         (torch.Size([4, 256, 256, 5]), torch.Size([4, 240, 240, 5]))
+        >>> region = torch.zeros(1, 240, 240, 5)
+        >>> region[:, 40:200, 30:210] = 1
+        >>> FitInPlane(None)(MetaTensor(torch.zeros(4, 240, 240, 5)), region).shape
+        torch.Size([4, 160, 180, 5])
     """
 
-    def __init__(self, size: int, mode: str = "bilinear", fill: float = -1.0) -> None:
-        if size < 1:
-            raise ValueError(f"size={size}: the in-plane size must be at least 1 voxel")
+    def __init__(self, size: int | None, mode: str = "bilinear", fill: float = -1.0) -> None:
+        if size is not None and size < 1:
+            raise ValueError(f"size={size}: the in-plane size must be at least 1 voxel, or null for the brain's box")
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"mode={mode!r}: valid are 'bilinear' and 'nearest'")
         self.size = size
         self.mode = mode
         self.fill = fill
 
-    def __call__(self, image: Tensor) -> MetaTensor:
-        """Fit ``(C, X, Y, Z)`` to ``(C, size, size, Z)``; dtype and meta data are kept, the step is traced."""
-        fitted = image if isinstance(image, MetaTensor) else MetaTensor(image)
-        x, y, z = fitted.shape[1:]
-        scale = min(1.0, self.size / max(x, y))
-        nx, ny = max(1, round(x * scale)), max(1, round(y * scale))
-        if scale < 1:
-            fitted = self._resize(fitted, (nx, ny, z))
-        before = (self.size - nx) // 2, (self.size - ny) // 2
-        border = [before[0], self.size - nx - before[0], before[1], self.size - ny - before[1], 0, 0]
-        pad = BorderPad(border, mode="constant", value=self.fill)
-        pad.tracing = False  # the whole fit is traced as one step
-        return self.push_transform(
-            pad(fitted), orig_size=(x, y, z), extra_info={"before": before, "resampled": (nx, ny)}
-        )
+    def plan(self, image: Tensor, region: Tensor | None = None) -> InPlaneFit:
+        """The fit of a volume ``(C, X, Y, Z)``.
+
+        Args:
+            image: the volume.
+            region: ``(1, X, Y, Z)``, above 0 in the brain; needed without a size.
+        """
+        if self.size is not None:
+            return InPlaneFit.square((int(image.shape[1]), int(image.shape[2])), self.size)
+        if region is None:
+            raise ValueError("without a size the slices are cut to the brain's box: give the region, too")
+        return InPlaneFit.box(region)
+
+    def __call__(self, image: Tensor, region: Tensor | None = None) -> MetaTensor:
+        """Fit ``(C, X, Y, Z)`` to ``(C, H, W, Z)``; dtype and meta data are kept, the step is traced."""
+        volume = image if isinstance(image, MetaTensor) else MetaTensor(image)
+        fit = self.plan(volume, region)
+        plain = fit.fit(volume.as_tensor().permute(3, 0, 1, 2), self.mode, self.fill)  # Z×C×H×W
+        fitted = MetaTensor(plain.permute(1, 2, 3, 0).contiguous()).copy_meta_from(volume)
+        fitted.affine = volume.affine @ _affine_of(fit, int(volume.shape[3]))
+        extra = {"resampled": fit.resampled, "before": fit.before, "size": fit.size}
+        return self.push_transform(fitted, orig_size=tuple(volume.shape[1:]), extra_info=extra)
 
     def inverse(self, data: MetaTensor) -> MetaTensor:
-        """Undo the most recent fit of a volume ``(K, size, size, Z)``: ``(K, X, Y, Z)`` as before it."""
-        step = self.pop_transform(data)
-        x, y, z = step[TraceKeys.ORIG_SIZE]
-        (x0, y0), (nx, ny) = step[TraceKeys.EXTRA_INFO]["before"], step[TraceKeys.EXTRA_INFO]["resampled"]
-        crop = SpatialCrop(roi_start=(x0, y0, 0), roi_end=(x0 + nx, y0 + ny, z))
-        crop.tracing = False
-        fitted: Any = crop(data)
-        return fitted if (nx, ny) == (x, y) else self._resize(fitted, (x, y, z))
+        """Undo the most recent fit of a volume ``(K, H, W, Z)``: ``(K, X, Y, Z)`` as before it."""
+        fit = InPlaneFit.of(data)
+        self.pop_transform(data)
+        plain = fit.back(data.as_tensor().permute(3, 0, 1, 2), self.mode, self.fill)  # Z×K×X×Y
+        restored = MetaTensor(plain.permute(1, 2, 3, 0).contiguous()).copy_meta_from(data)
+        restored.affine = data.affine @ torch.linalg.inv(_affine_of(fit, int(data.shape[3])))
+        return restored
 
-    def _resize(self, image: MetaTensor, shape: tuple[int, int, int]) -> MetaTensor:
-        """Resample the first two spatial axes; both grids cover the same field of view, and the affine says so."""
-        slices = image.as_tensor().permute(3, 0, 1, 2)  # Z×C×X×Y
-        if self.mode == "bilinear":
-            resized = interpolate(slices, shape[:2], mode="bilinear", antialias=True)  # when up, plain bilinear
-        else:
-            resized = interpolate(slices, shape[:2], mode="nearest-exact")
-        result = MetaTensor(resized.permute(1, 2, 3, 0).contiguous()).copy_meta_from(image)  # C×X×Y×Z
-        result.affine = image.affine @ torch.from_numpy(scale_affine(image.shape[1:], shape))
-        return result
+
+def _affine_of(fit: InPlaneFit, z: int) -> Tensor:
+    """From the fitted voxels to those before: 4×4 float64; both grids cover the same field of view."""
+    resized = torch.from_numpy(scale_affine((*fit.shape, z), (*fit.resampled, z)))
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:2, 3] = -torch.tensor(fit.before, dtype=torch.float64)
+    return resized @ shift
 
 
 class FitInPlaned(MapTransform, InvertibleTransform):
@@ -93,7 +169,7 @@ class FitInPlaned(MapTransform, InvertibleTransform):
 
     Args:
         keys: the images' keys.
-        size: the in-plane extent of the result, in voxels.
+        size: the in-plane extent of the result, in voxels; None: the box of the brain, in voxels as they are.
         region_key: the region's key.
         allow_missing_keys: skip a key that is not there, as :meth:`StudyPreprocessing.restore` needs.
 
@@ -105,7 +181,7 @@ class FitInPlaned(MapTransform, InvertibleTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, size: int, region_key: str = "region", allow_missing_keys: bool = False
+        self, keys: KeysCollection, size: int | None, region_key: str = "region", allow_missing_keys: bool = False
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.size = size
@@ -115,10 +191,11 @@ class FitInPlaned(MapTransform, InvertibleTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
-        region = self.fit_region(data[self.region_key])
+        acquired = data[self.region_key]
+        region = self.fit_region(acquired, acquired)
         for key in self.key_iterator(result):
-            fitted: Tensor = self.fit_image(data[key])
-            if max(data[key].shape[1:3]) > self.size:
+            fitted: Tensor = self.fit_image(data[key], acquired)
+            if self.size is not None and max(data[key].shape[1:3]) > self.size:
                 fitted = fitted.masked_fill(region.as_tensor() == 0, -1.0)
             result[key] = fitted
         result[self.region_key] = region
