@@ -1,7 +1,7 @@
 """Copy what the bundles share from apt_brats into the others: `make bundles`.
 
 A MONAI bundle is self-contained, so what is the same in all of them is in each; apt_brats's is the source. Shared are,
-but for the bundle's name in them: the end of train, inference and evaluate.yaml, from the line ``# --- from here on``
+but for the bundle's name in them: the end of train, published, inference and evaluate.yaml, from the line ``# --- from here on``
 (above it are the values in which datasets differ), all other configs but those in OWN, the licence, the page on
 MONAI's commands and the untrained encoder. tests/test_bundle_pair.py says where they differ.
 
@@ -16,9 +16,14 @@ from pathlib import Path
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 SOURCE = "apt_brats"
 MARKER = b"\n# --- from here on"
-SHARED_FROM_MARKER = ("configs/train.yaml", "configs/inference.yaml", "configs/evaluate.yaml")
+SHARED_FROM_MARKER = (
+    "configs/train.yaml",
+    "configs/published.yaml",
+    "configs/inference.yaml",
+    "configs/evaluate.yaml",
+)
 SHARED_WHOLE = ("LICENSE", "configs/*.*", "docs/monai_commands.md", "models/vision_encoder/*.*")
-OWN = ("configs/metadata.json", "configs/demo.yaml", "configs/infer.json")
+OWN = ("configs/metadata.json", "configs/demo.yaml", "configs/demo_published.yaml", "configs/infer.json")
 HOW = f"make the change in {SOURCE}, then `make bundles`"
 
 

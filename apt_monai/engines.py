@@ -276,8 +276,8 @@ def mean_psnr(output: Mapping[str, torch.Tensor]) -> torch.Tensor:
 class StudyEvaluator(Evaluator):
     """Inference on whole studies: synthesises the absent contrasts of every slice and hands the study on.
 
-    ``engine.state.output`` is the loaded study with ``"synthesised"`` (see
-    :meth:`apt_monai.synthesis.Synthesizer.volumes`); ``postprocessing`` gets it and writes it.
+    ``engine.state.output`` is the loaded study with what :meth:`apt_monai.synthesis.Synthesizer.volumes` made of it;
+    ``postprocessing`` gets it and writes it.
 
     Args:
         device: where to run.
@@ -300,7 +300,7 @@ class StudyEvaluator(Evaluator):
         self.study_postprocessing = postprocessing
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
-        output = {**batchdata, "synthesised": self.synthesizer.volumes(batchdata)}
+        output = {**batchdata, **self.synthesizer.volumes(batchdata)}
         return self.study_postprocessing(output) if self.study_postprocessing else output
 
 

@@ -20,7 +20,7 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import DDPMScheduler, NoiseSchedules
 from monai.networks.schedulers.ddpm import DDPMPredictionType
 
-from apt_monai.networks.denoisers import Conditions, Denoiser
+from apt_monai.networks.denoisers import Conditions, Denoiser, Prediction
 
 NextStep = Literal["forward", "ddim", "ddpm"]
 
@@ -130,7 +130,7 @@ class TwoStageInferer(DiffusionInferer):
         >>> denoiser = PublishedDenoiser(Network(), scheduler)
         >>> inferer = TwoStageInferer(scheduler, sampling_steps=4, unroll_iterations=2)
         >>> y = Conditions(torch.zeros(1, 2, 8, 8), torch.tensor([[True, False]]), context=torch.ones(1, 16))
-        >>> result = inferer.synthesize(denoiser, y, seeds=[0])
+        >>> result = inferer.synthesize(denoiser, y, seeds=[0]).clean
         >>> result.shape, bool((result[:, 0] == y.acquired[:, 0]).all())
         (torch.Size([1, 2, 8, 8]), True)
     """
@@ -193,7 +193,7 @@ class TwoStageInferer(DiffusionInferer):
         conditions: Conditions,
         seeds: Sequence[int],
         progress: Callable[[int], Any] | None = None,
-    ) -> torch.Tensor:
+    ) -> Prediction:
         """Synthesise the missing contrasts of a batch of slices.
 
         Args:
@@ -204,7 +204,8 @@ class TwoStageInferer(DiffusionInferer):
             progress: called with 1 after each network pass.
 
         Returns:
-            ``(B, C, H, W)`` in [-1, 1]: the acquired channels are those of ``conditions``, bit for bit.
+            ``clean``: ``(B, C, H, W)`` in [-1, 1], the acquired channels those of ``conditions``, bit for bit;
+            ``scale``: of the last pass, where the denoiser says how far off it may be.
 
         Raises:
             ValueError: not one seed a slice.
@@ -221,8 +222,11 @@ class TwoStageInferer(DiffusionInferer):
                 [torch.randn(acquired.shape[1:], generator=g, device=acquired.device) for g in generators]
             )
 
+        scale: torch.Tensor | None = None
+
         def predict(x_t: torch.Tensor, t: int) -> torch.Tensor:
-            x0 = self._predict_clean(x_t, t, y, known, denoiser, conditions)
+            nonlocal scale
+            x0, scale = self._predict_clean(x_t, t, y, known, denoiser, conditions)
             if progress is not None:
                 progress(1)
             return x0
@@ -245,7 +249,8 @@ class TwoStageInferer(DiffusionInferer):
                 remaining = [p for p in step_pairs(self.start_step, self.sampling_steps) if p[0] < self.unroll_step]
                 if remaining:
                     x0 = self._denoise(self._forward(x0, draw(), remaining[0][0]), remaining, predict, draw)
-        return torch.where(known, acquired, x0.clamp(-1, 1))
+        x0 = torch.where(known, acquired, x0.clamp(-1, 1))
+        return Prediction(x0, x0, scale)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -323,20 +328,21 @@ class TwoStageInferer(DiffusionInferer):
         known: torch.Tensor,
         denoiser: Denoiser,
         conditions: Conditions,
-    ) -> torch.Tensor:
-        """x̂0 from x_t: predicted, clipped, guided (Eq. 4), and the acquired channels set to y."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x̂0 from x_t: predicted, clipped, guided (Eq. 4), and the acquired channels set to y; and its scale."""
         guided = self.guidance_scale > 0
         with torch.set_grad_enabled(guided):
             x_t = x_t.detach().requires_grad_(guided)
             steps = torch.full((len(x_t),), t, device=x_t.device)
-            x0 = denoiser(x_t, steps, conditions).clean.clamp(-1, 1)
+            prediction = denoiser(x_t, steps, conditions)
+            x0 = prediction.clean.clamp(-1, 1)
             if guided:
                 # Eq. 4: x̂0 <- x̂0 - α ∇_{x_t} ‖A(x̂0) - y‖, one norm a slice
                 residual = (torch.where(known, x0, torch.zeros_like(x0)) - y).flatten(1).norm(dim=1)
                 loss = residual.square() if self.squared else residual
                 (gradient,) = torch.autograd.grad(loss.sum(), x_t)
                 x0 = x0.detach() - self.guidance_scale * gradient
-        return torch.where(known, y, x0)
+        return torch.where(known, y, x0), prediction.scale
 
 
 def _check(name: str, value: float, low: float, high: float | None = None, high_name: str = "") -> None:

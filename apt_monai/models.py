@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import Module
 
 from apt_monai.distributed import lead_first
 from apt_monai.errors import ModelError
-from apt_monai.files import write_text
+from apt_monai.files import file_sha256, write_text
 from apt_monai.hardware import choose_device, choose_precision
 from apt_monai.methods import METHODS, Method
 from apt_monai.places import FORMAT, read_settings
+from apt_monai.weights import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,46 @@ def load(
     device = choose_device(device)
     settings["sampling"] = {**settings["sampling"], **(sampling or {})}
     return method.load(folder, settings, device, choose_precision(device, precision), seed)
+
+
+def known_by(folder: str | Path | None) -> dict[str, str] | None:
+    """What a model that a training begins with is known by: what it was trained on, and its weights' hash.
+
+    Raises:
+        ModelError: the folder holds no model.
+    """
+    if folder is None:
+        return None
+    settings, weights = load_model_settings(folder), Path(folder) / "model.pt"
+    if not weights.is_file():
+        raise ModelError(f"{weights}: is not there; start_from must be the folder of a finished model")
+    return {"trained_on": settings["trained_on"], "model_sha256": file_sha256(weights)}
+
+
+def begin_with(network: Module, folder: str | Path | None, settings: Mapping[str, Any]) -> Module:
+    """A network with a trained model's weights to begin with; without a folder, as it is.
+
+    Args:
+        network: as ``settings`` say.
+        folder: the trained model's folder.
+        settings: of the model to be trained. What says what the weights mean must be the same in both: the method, the
+            contrasts' names, the intensity scale and the network.
+
+    Raises:
+        ModelError: the folder holds no model, or one of other settings.
+    """
+    if folder is None:
+        return network
+    theirs = load_model_settings(folder)
+    meaning = {key: (theirs.get(key), settings.get(key)) for key in ("method", "intensity", "network", "gain")}
+    meaning["contrasts"] = (list(theirs["contrasts"]["contrasts"]), list(settings["contrasts"]["contrasts"]))
+    differing = [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in meaning.items() if old != new]
+    if differing:
+        raise ModelError(
+            f"{folder}: training cannot begin with a model of other settings ({'; '.join(differing)}); use those, as "
+            "tune.yaml does, or begin with nothing (start_from: null)"
+        )
+    return load_weights(network, Path(folder) / "model.pt")
 
 
 def save_model_settings(model_dir: str | Path, settings: Mapping[str, Any]) -> None:

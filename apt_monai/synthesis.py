@@ -107,7 +107,7 @@ class Synthesizer:
                 "are to be synthesised nevertheless as targets"
             )
         loaded = self.preprocessing(prepared)
-        written = self.writer(out, targets)({**loaded, "synthesised": self.volumes(loaded)})["written"]
+        written = self.writer(out, targets)({**loaded, **self.volumes(loaded)})["written"]
         return {contrast: Path(path) for contrast, path in written.items()}
 
     def pending(
@@ -119,29 +119,32 @@ class Synthesizer:
     def writer(self, out: str | Path, targets: Sequence[str] | None = None) -> SaveSyntheticStudyd:
         """What writes a study that has been loaded and its ``"synthesised"`` volumes."""
         computed_on = describe(self.method.device, self.method.precision)
-        return SaveSyntheticStudyd(out, self.preprocessing, self.provenance, self.dtype, computed_on, targets)
+        return SaveSyntheticStudyd(
+            out, self.preprocessing, self.provenance, self.dtype, computed_on, targets, self.method.output_range
+        )
 
     @property
     def provenance(self) -> dict[str, Any]:
         """All that a volume depends on beside its sources, as its sidecar holds it."""
         return {"apt_monai_version": __version__, **self.method.provenance}
 
-    def volumes(self, study: Mapping[str, Any]) -> torch.Tensor:
+    def volumes(self, study: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Synthesise every slice of a study that has been loaded.
 
         Args:
             study: as :class:`apt_monai.transforms.StudyPreprocessing` returns it.
 
         Returns:
-            ``(C, X, Y, Z)`` in [-1, 1] on the slices' grid: the acquired contrasts as they are, the absent ones
-            synthesised; slices without brain are background.
+            ``"synthesised"``: ``(C, H, W, Z)`` in [-1, 1] on the slices' grid, the acquired contrasts as they are, the
+            absent ones synthesised; slices without brain are background. Where the method says how far off it may be,
+            ``"uncertainty"``: the same of that, 0 where the study is known.
         """
         image, region, available = (_plain(study[key]) for key in ("image", "region", "available"))
         missing = [name for name, has in zip(self.contrasts.names, available.tolist(), strict=True) if not has]
         with_brain = torch.nonzero((region > 0).any(dim=0).any(dim=0).any(dim=0)).flatten()  # slice indices
         chunks = with_brain.split(self.slice_batch_size)
         device = self.method.device
-        synthesised = torch.where(available[:, None, None, None], image, torch.full_like(image, -1.0))
+        made = {"synthesised": torch.where(available[:, None, None, None], image, torch.full_like(image, -1.0))}
         what = f"{study['subject']}: {', '.join(missing)}"
         with tqdm(total=len(chunks) * self.method.passes, desc=what, unit="pass", disable=not is_lead()) as bar:
             for indices in chunks:
@@ -152,9 +155,12 @@ class Synthesizer:
                     "slice": indices.tolist(),
                 }
                 mask = available.expand(len(indices), -1).to(device)
-                result = self.method(batch, mask, progress=bar.update)["image"]
-                synthesised[..., indices] = result.permute(1, 2, 3, 0).cpu()
-        return synthesised
+                result = self.method(batch, mask, progress=bar.update)
+                for key, source in (("synthesised", "image"), ("uncertainty", "uncertainty")):
+                    if source in result:
+                        volume = made.setdefault(key, torch.zeros_like(image))
+                        volume[..., indices] = result[source].permute(1, 2, 3, 0).cpu()
+        return made
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

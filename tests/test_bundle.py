@@ -61,7 +61,7 @@ of_both = pytest.mark.parametrize("bundle", BUNDLES)
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model` and `work` of a whole training by command, and what the command said in `log.txt`."""
     folder = tmp_path_factory.mktemp("trained")
-    done = run_command("train", "training", model_dir=folder / "model", work_dir=folder / "work")
+    done = run_command("published", "training", model_dir=folder / "model", work_dir=folder / "work")
     assert done.returncode == 0, done.stdout[-4000:]
     (folder / "log.txt").write_text(done.stdout)
     return folder
@@ -85,7 +85,7 @@ def test_training_runs_the_three_stages_in_order(trained: Path) -> None:
     assert re.findall(r"(\w+): starting \(it will write \S+/(\S+)\)", log) == [
         ("mif", "fusion.pt"),
         ("codebook", "codebook.json"),
-        ("diffusion", "model.pt"),
+        ("denoiser", "model.pt"),
     ]
     assert files_of(trained / "model") == MODEL
     assert re.search(r"Epoch\[3\] Metrics -- val_psnr: \d+\.\d+", log)
@@ -101,23 +101,23 @@ def test_training_again_skips_what_is_finished(trained: Path, caplog: pytest.Log
     caplog.set_level(logging.INFO)
     names = [name for name in MODEL if name != "codebook.png"]
     before = {name: (trained / "model" / name).stat().st_mtime_ns for name in names}
-    run("train", "training", model_dir=str(trained / "model"), work_dir=str(trained / "work"))
+    run("published", "training", model_dir=str(trained / "model"), work_dir=str(trained / "work"))
     assert re.findall(r"(\w+) is finished \(\S+/(\S+) exists", caplog.text) == [
         ("mif", "fusion.pt"),
         ("codebook", "codebook.json"),
-        ("diffusion", "model.pt"),
+        ("denoiser", "model.pt"),
     ]
     assert {name: (trained / "model" / name).stat().st_mtime_ns for name in names} == before
 
 
 @pytest.mark.parametrize(
-    ("run_id", "artefact"), [("mif", "fusion.pt"), ("codebook", "codebook.json"), ("diffusion", "model.pt")]
+    ("run_id", "artefact"), [("mif", "fusion.pt"), ("codebook", "codebook.json"), ("denoiser", "model.pt")]
 )
 def test_a_stage_alone_gives_what_the_whole_training_gives(
     trained: Path, tmp_path: Path, run_id: str, artefact: str
 ) -> None:
     places = model_without(trained, tmp_path, artefact)
-    run("train", run_id, **places)
+    run("published", run_id, **places)
     assert files_of(tmp_path / "model") == MODEL
     assert same_files(trained, tmp_path, artefact)
 
@@ -131,14 +131,14 @@ def test_an_interrupted_diffusion_training_resumes_to_the_same_weights(
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    first = workflow("train", "diffusion", **places)
+    first = workflow("published", "train_denoiser", **places)
     first.initialize()
     first.parser.get_parsed_content("train#trainer").add_event_handler(Events.ITERATION_COMPLETED(once=5), interrupt)
     with pytest.raises(KeyboardInterrupt):
         first.run()
     assert "model.pt" not in files_of(tmp_path / "model")
 
-    run("train", "diffusion", **places)
+    run("published", "train_denoiser", **places)
     assert re.search(r"resumed \S+ after epoch 2 \(iteration 4\)", caplog.text)
     assert same_files(trained, tmp_path, "model.pt")
 
@@ -147,9 +147,9 @@ def test_an_interrupted_diffusion_training_resumes_to_the_same_weights(
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_killed_training_resumes_to_the_same_weights(trained: Path, tmp_path: Path, sent: signal.Signals) -> None:
     places = model_without(trained, tmp_path, "model.pt")
-    checkpoint = tmp_path / "work" / "diffusion_checkpoint.pt"
+    checkpoint = tmp_path / "work" / "denoiser_checkpoint.pt"
     killed = subprocess.Popen(
-        command("train", "training", **places, iterations=100, val_interval=1000),
+        command("published", "training", **places, iterations=100, val_interval=1000),
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -168,10 +168,10 @@ def test_a_killed_training_resumes_to_the_same_weights(trained: Path, tmp_path: 
         killed.wait()
     assert checkpoint.exists() and "model.pt" not in files_of(tmp_path / "model")
 
-    resumed = run_command("train", "training", **places, iterations=100, val_interval=1000)
+    resumed = run_command("published", "training", **places, iterations=100, val_interval=1000)
     assert resumed.returncode == 0 and "resumed" in resumed.stdout, resumed.stdout[-4000:]
     whole = model_without(trained, tmp_path / "whole", "model.pt")
-    run("train", "training", **whole, iterations=100, val_interval=1000)
+    run("published", "training", **whole, iterations=100, val_interval=1000)
     assert same_files(tmp_path / "whole", tmp_path, "model.pt")
 
 

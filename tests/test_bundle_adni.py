@@ -31,7 +31,7 @@ PHANTOM = "phantom/adni-10mm-seed0"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `model` and `work` of a whole training."""
     folder = tmp_path_factory.mktemp("trained")
-    run("train", "training", ADNI_BUNDLE, model_dir=str(folder / "model"), work_dir=str(folder / "work"))
+    run("published", "training", ADNI_BUNDLE, model_dir=str(folder / "model"), work_dir=str(folder / "work"))
     return folder
 
 
@@ -56,7 +56,7 @@ def test_training_makes_a_model_from_the_phantom_and_then_has_nothing_to_do(
 
     caplog.set_level(logging.INFO)
     weights = (trained / "model" / "model.pt").stat().st_mtime_ns
-    run("train", "training", ADNI_BUNDLE, model_dir=str(trained / "model"), work_dir=str(trained / "work"))
+    run("published", "training", ADNI_BUNDLE, model_dir=str(trained / "model"), work_dir=str(trained / "work"))
     assert re.findall(r"(\w+) is finished", caplog.text) == ["mif", "codebook", "diffusion"]
     assert (trained / "model" / "model.pt").stat().st_mtime_ns == weights
 

@@ -85,7 +85,7 @@ def synthesise(
 ) -> torch.Tensor:
     conditions = Conditions(c["acquired"], c["available"], c["prior"], c["context"])
     denoiser = PublishedDenoiser(network, inferer.scheduler, precision)
-    return inferer.synthesize(denoiser, conditions, c["seeds"], **kwargs)
+    return inferer.synthesize(denoiser, conditions, c["seeds"], **kwargs).clean
 
 
 def naive_synthesis(

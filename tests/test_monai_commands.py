@@ -414,10 +414,10 @@ def executed_config(run: mlflow.entities.Run, client: mlflow.MlflowClient) -> di
 def test_mlflow_follows_both_trainings_with_the_bundles_settings(bundle: str, tmp_path: Path) -> None:
     settings = configs_of(bundle) / "mlflow.yaml"
     places = {"model_dir": tmp_path / "model", "work_dir": tmp_path / "work", "output_dir": f"$'{tmp_path}/tracked'"}
-    done = run_command("train", "training", bundle, **places, tracking=settings)
+    done = run_command("published", "training", bundle, **places, tracking=settings)
     assert done.returncode == 0, done.stdout[-4000:]
     (fusion, client), (diffusion, _) = mlflow_runs(tmp_path / "tracked")
-    for run, tag, iterations in ((fusion, "anatomical_consistency_loss", 2), (diffusion, "diffusion_loss", 6)):
+    for run, tag, iterations in ((fusion, "anatomical_consistency_loss", 2), (diffusion, "denoiser_loss", 6)):
         assert run.info.status == "FINISHED"
         losses = client.get_metric_history(run.info.run_id, tag)
         assert len(losses) >= iterations and all(np.isfinite(loss.value) for loss in losses)

@@ -143,7 +143,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     for place, changes in ((folder / "still", {"learning_rate": 0, "mif_learning_rate": 0}), (folder, {})):
         options = {**train_options(place, data), **changes}
         numbers = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-        tiny_bundle.run("train", "training", **numbers)
+        tiny_bundle.run("published", "training", **numbers)
     return folder
 
 
@@ -151,13 +151,13 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_several_ranks_train_what_one_trains(one_rank: Path, data: Path, tmp_path: Path, ranks: int) -> None:
     """There are two slices to validate on: the third rank has none of its own."""
-    done = finish(torchrun("train", "training", ranks, **train_options(tmp_path, data)))
+    done = finish(torchrun("published", "training", ranks, **train_options(tmp_path, data)))
     assert done.returncode == 0, done.stdout
     same_weights(one_rank / "model", tmp_path / "model")
     assert (tmp_path / "model" / "codebook.png").is_file()
     if ranks == 2:
-        done = finish(torchrun("train", "training", **train_options(tmp_path, data)))  # nothing left to do
-        assert done.returncode == 0 and "diffusion is finished" in done.stdout, done.stdout
+        done = finish(torchrun("published", "training", **train_options(tmp_path, data)))  # nothing left to do
+        assert done.returncode == 0 and "denoiser is finished" in done.stdout, done.stdout
 
 
 @pytest.mark.slow
@@ -189,12 +189,12 @@ def test_two_ranks_write_the_volumes_and_the_table_that_one_writes(one_rank: Pat
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the rank's process in /proc")
 def test_a_rank_that_dies_stops_the_run_and_the_next_run_resumes(data: Path, tmp_path: Path) -> None:
-    words = torchrun("train", "training", **train_options(tmp_path, data), iterations=2000)
+    words = torchrun("published", "training", **train_options(tmp_path, data), iterations=2000)
     with subprocess.Popen(
         words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as run:
         deadline = time.monotonic() + 240
-        while not (tmp_path / "work" / "diffusion_checkpoint.pt").exists() and time.monotonic() < deadline:
+        while not (tmp_path / "work" / "denoiser_checkpoint.pt").exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         os.kill(_process_of_rank(1, str(tmp_path)), signal.SIGKILL)
         output, _ = run.communicate(timeout=60)
@@ -203,13 +203,13 @@ def test_a_rank_that_dies_stops_the_run_and_the_next_run_resumes(data: Path, tmp
     assert "rank      : 1 (local_rank: 1)" in summary and "Signal 9 (SIGKILL) received" in summary
     assert not (tmp_path / "model" / "model.pt").exists()
 
-    checkpoint = torch.load(tmp_path / "work" / "diffusion_checkpoint.pt", weights_only=True)
+    checkpoint = torch.load(tmp_path / "work" / "denoiser_checkpoint.pt", weights_only=True)
     few = checkpoint["iteration"] + 1  # the epoch after
-    done = finish(torchrun("train", "training", **train_options(tmp_path, data), iterations=few))
+    done = finish(torchrun("published", "training", **train_options(tmp_path, data), iterations=few))
     assert done.returncode == 0, done.stdout
     assert f"after epoch {checkpoint['epoch']} (iteration {checkpoint['iteration']})" in done.stdout
     assert (tmp_path / "model" / "model.pt").exists()
-    resumed = torch.load(tmp_path / "work" / "diffusion_checkpoint.pt", weights_only=True)
+    resumed = torch.load(tmp_path / "work" / "denoiser_checkpoint.pt", weights_only=True)
     assert resumed["epoch"] == checkpoint["epoch"] + 1
 
 
@@ -228,7 +228,7 @@ def _process_of_rank(rank: int, folder: str) -> int:
 @pytest.mark.slow
 def test_what_several_processes_cannot_share_is_the_last_word(data: Path, tmp_path: Path) -> None:
     options = {**train_options(tmp_path, data), "mif_batch_size": 35}
-    done = finish(torchrun("train", "training", **options))
+    done = finish(torchrun("published", "training", **options))
     assert done.returncode != 0
     summary = done.stdout[done.stdout.index("Root Cause") :]  # torchrun has the last word
     assert "give a mif_batch_size that is a multiple of 2" in summary, done.stdout

@@ -21,6 +21,7 @@ from monai.networks.nets import DiffusionModelUNet, SegResNet
 
 from apt_monai.codebook import CodebookEntry, PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, ContrastSet
+from apt_monai.methods import Calibration
 from apt_monai.models import load_model_settings, save_model_settings
 from apt_monai.networks import MutualInformationFusion, VisionEncoder
 from apt_monai.transforms.bezier import BEZIER_CURVES
@@ -60,14 +61,16 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
         "device": "cpu",
         "phantom_spacing": 10,
     }
+    training = {"num_workers": 0, "phantom_subjects": 5, "validation_subjects": 1, "iterations": 6}  # three epochs
     if config == "train":
-        return common | {
+        tiny = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "norm": ["GROUP", {"num_groups": 4}]}
+        changes = {f"network_settings#{key}": value for key, value in tiny.items()}
+        return common | training | changes | {"crop": 16, "phantom_varied": False}
+    if config == "published":
+        return common | training | {
             "encoder_source": encoder_of(bundle),
             "image_size": IMAGE_SIZES[bundle],
-            "num_workers": 0,
-            "phantom_subjects": 5,
             "mif_epochs": 2,
-            "iterations": 6,  # three epochs
             **{f"network_settings#{key}": value for key, value in NETWORK.items()},
             **{f"sampling#{key}": value for key, value in SAMPLING.items()},
         }
@@ -78,13 +81,19 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
     )
 
 
+def config_of(config: str, bundle: str = BRATS_BUNDLE) -> list[str]:
+    """The files of a config; ``"published"`` is the training of the published method."""
+    names = ["train", "published"] if config == "published" else [config]
+    return [str(configs_of(bundle) / f"{name}.yaml") for name in names]
+
+
 def workflow(config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any) -> ConfigWorkflow:
     """What ``python -m monai.bundle run RUN_ID --config_file CONFIG.yaml`` makes, in this process."""
     return ConfigWorkflow(
-        config_file=str(configs_of(bundle) / f"{config}.yaml"),
+        config_file=config_of(config, bundle),
         logging_file=False,
         run_id=run_id,
-        workflow_type="train" if config == "train" else "infer",
+        workflow_type="train" if config in ("train", "published") else "infer",
         **{**settings_of(config, bundle), **overrides},
     )
 
@@ -99,7 +108,7 @@ def run(config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any) 
 
 def command(config: str, run_id: str, bundle: str = BRATS_BUNDLE, **overrides: Any) -> list[str]:
     """The same as a command."""
-    options = {"config_file": configs_of(bundle) / f"{config}.yaml", **settings_of(config, bundle), **overrides}
+    options = {"config_file": config_of(config, bundle), **settings_of(config, bundle), **overrides}
     words = itertools.chain.from_iterable((f"--{key}", str(value)) for key, value in options.items())
     return [sys.executable, "-m", "monai.bundle", "run", run_id, *words]
 
@@ -147,7 +156,7 @@ def write_untrained_model(folder: Path, bundle: str = BRATS_BUNDLE, trained_on: 
         "fusion": {"embed_dim": 512, "num_heads": 8, "mlp_ratio": 1, "out_dim": 8},
         "network": network | {"cross_attention_dim": 8},
         "scheduler": {"num_train_timesteps": 1000, "schedule": "cosine", "prediction_type": "epsilon"},
-        "sampling": yaml.safe_load((configs_of(bundle) / "train.yaml").read_text())["sampling"] | SAMPLING,
+        "sampling": yaml.safe_load((configs_of(bundle) / "published.yaml").read_text())["sampling"] | SAMPLING,
     }
     save_model_settings(folder, settings)
     settings = load_model_settings(folder)
@@ -173,12 +182,16 @@ def write_untrained_model(folder: Path, bundle: str = BRATS_BUNDLE, trained_on: 
 def write_untrained_direct(folder: Path, bundle: str = BRATS_BUNDLE) -> Path:
     """A finished model folder of our own method whose weights are random."""
     contrasts = BUNDLES[bundle]
-    network = {"spatial_dims": 2, "init_filters": 8, "in_channels": 2 * len(contrasts), "out_channels": len(contrasts)}
+    channels = {"in_channels": 2 * len(contrasts), "out_channels": 2 * len(contrasts)}
+    network = {"spatial_dims": 2, "init_filters": 8} | channels
     settings = {
         "method": "direct",
         "trained_on": "nothing",
         "contrasts": contrasts.to_dict(),
-        "image_size": 16,
+        "image_size": None,
+        "intensity": {"deviations": 6.0},
+        "multiple": 2,
+        "gain": 2.0,
         "network": network | {"blocks_down": [1, 1], "blocks_up": [1], "norm": ["GROUP", {"num_groups": 4}]},
         "scheduler": {"num_train_timesteps": 1000, "schedule": "cosine", "prediction_type": "epsilon"},
         "sampling": {"start_step": 1000, "sampling_steps": 1, "unroll_iterations": 0, "guidance_scale": 0.0},
@@ -187,6 +200,8 @@ def write_untrained_direct(folder: Path, bundle: str = BRATS_BUNDLE) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_weights(SegResNet(**load_model_settings(folder)["network"]), folder / "model.pt")
+    factors = {name: (1.0,) * (len(contrasts) - 1) for name in contrasts.names}
+    Calibration(factors, dict.fromkeys(contrasts.names, 0.2), 1).save(folder / "calibration.json")
     return folder
 
 

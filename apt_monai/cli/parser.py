@@ -14,6 +14,7 @@ from apt_monai.places import SHIPPED, read_settings
 
 PROGRAM = "python -m apt_monai"
 RAW = "adni-raw"  # the phantom that is to be preprocessed
+SHIPPED_WEIGHTS = "shipped"
 DATASETS = list(CONTRAST_SETS)
 DATASET = f"{{{','.join(DATASETS)}}}|FILE"
 WHOSE = "whose contrasts; FILE: a contrast set of your own, in YAML"
@@ -198,6 +199,13 @@ def _train(commands: Any) -> None:
         choices=list(SHIPPED),
         default="direct",
         help="direct: our own method, one network, one pass a slice; published: the paper's, with a vision encoder",
+    )
+    train.add_argument(
+        "--from",
+        dest="start_from",
+        metavar=f"{SHIPPED_WEIGHTS}|DIR",
+        help=f"go on from trained weights, on a few studies of your own: {SHIPPED_WEIGHTS}, those that come with the "
+        "bundle, or a model's folder (default: from nothing)",
     )
     train.add_argument(
         "--phantom", action="store_true", help="train on the digital phantom that the bundle writes, instead of DATA"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apt_monai.cli.choices import bundle_of
 from apt_monai.cli.launch import run_config
-from apt_monai.cli.parser import PROGRAM
+from apt_monai.cli.parser import PROGRAM, SHIPPED_WEIGHTS
 from apt_monai.contrasts import CONTRAST_SETS, get_contrast_set
 from apt_monai.data.readers import read_studies
 from apt_monai.places import LAST_WRITTEN, trained_model
@@ -22,12 +22,20 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data is not None:
         read_studies(arguments.data, contrasts, require_all=True, series=arguments.series)
     arguments.model = arguments.model or trained_model(f"apt_{contrasts.name}", arguments.method)
-    if arguments.method == "direct":
-        arguments.overlay = ["direct.yaml", *arguments.overlay]
+    overrides: dict[str, Path] = {}
+    if arguments.method == "published":
+        arguments.overlay = ["published.yaml", *arguments.overlay]
+    if arguments.start_from is not None:
+        if arguments.method != "direct":
+            raise ValueError("--from goes on with weights of the method 'direct'; published trains from nothing")
+        arguments.overlay = ["tune.yaml", *arguments.overlay]
+        if arguments.start_from != SHIPPED_WEIGHTS:
+            overrides["start_from"] = Path(arguments.start_from).absolute()
     data = arguments.data or str((arguments.work or arguments.model / "work") / "phantom")
     finished = (arguments.model / LAST_WRITTEN).exists()
     known = arguments.dataset in CONTRAST_SETS
-    overrides = {} if known else {"contrasts": Path(arguments.dataset).absolute()}
+    if not known:
+        overrides["contrasts"] = Path(arguments.dataset).absolute()
     run_config(arguments, bundle_of(contrasts), "training", "train", **overrides)
     if finished:
         print(

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from apt_monai.data.crops import Epoch, crop_around, crop_generator
 from apt_monai.errors import StudyError
 from apt_monai.io.source import source_stat
 from apt_monai.transforms import InPlaneFit, StudyPreprocessing
@@ -326,7 +327,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     """The cached slices of studies, in the studies' order.
 
     A sample is ``{"subject": str, "slice": int, "image": (C, H, W) float32 in [-1, 1], "region": (1, H, W) uint8}``
-    and, with an encoder, ``"features"``: ``(C, D)`` float32. Samples are plain tensors.
+    and, with an encoder, ``"features"``: ``(C, D)`` float32. Samples are plain tensors. A sample is asked for by its
+    index, or by its index and the epoch (:class:`apt_monai.data.crops.EpochSampler`), which moves its crop.
 
     Args:
         data: the studies, a data list.
@@ -334,7 +336,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         encoder_fingerprint: the encoder whose features the samples carry; None: no features.
         slices_per_subject: so many slices of each study, spread over its brain: one at random from each of as many
             equal stretches, from (``seed``, subject) alone. None: every slice.
-        seed: the seed of that choice.
+        seed: the seed of that choice, and of the crops.
+        crop: height and width of a random crop of each slice; None: the slices as they are.
 
     Raises:
         FileNotFoundError: a study is not in the cache, or its features are not.
@@ -360,7 +363,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         encoder_fingerprint: str | None = None,
         slices_per_subject: int | None = None,
         seed: int = 0,
+        crop: int | None = None,
     ) -> None:
+        self.crop = crop
+        self.seed = seed
         if slices_per_subject is not None and slices_per_subject < 1:
             raise ValueError(f"slices_per_subject={slices_per_subject}: must be at least 1, or None for every slice")
         self.encoder_fingerprint = encoder_fingerprint
@@ -377,7 +383,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int | Epoch) -> dict[str, Any]:
+        index, epoch = index if isinstance(index, tuple) else (index, 0)
         i, row = self.index[index]
         study = self.studies[i]
         sample = {
@@ -386,6 +393,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "image": study.image(row),
             "region": torch.from_numpy(np.array(study.regions[row])),
         }
+        if self.crop is not None:
+            generator = crop_generator(self.seed, study.subject, sample["slice"], epoch)
+            cropped = crop_around(sample["image"], sample["region"], self.crop, generator)
+            sample["image"], sample["region"] = cropped
         if self.encoder_fingerprint is not None:
             features = study.features(self.encoder_fingerprint)
             if features is None:

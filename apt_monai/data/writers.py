@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ from apt_monai.transforms import ScaleIntensityInBrain, StudyPreprocessing
 
 logger = logging.getLogger(__name__)
 
+OutputRange = Callable[[str, Mapping[str, tuple[float, float]]], tuple[str, tuple[float, float]]]
+
 DTYPES = ("float32", "int16")
 
 # The sidecar's own fields; every other one is provenance.
 _SIDECAR_FIELDS = (
-    "synthetic", "notice", "subject", "contrast", "label", "sources", "intensity_scale", "dtype", "computed_on",
+    "synthetic", "notice", "subject", "contrast", "label", "sources", "intensity_scale", "uncertainty", "dtype",
+    "computed_on",
 )  # fmt: skip
 # What places a voxel in space, in NIfTI-1 and NIfTI-2 alike.
 _GEOMETRY_FIELDS = (
@@ -53,11 +56,24 @@ def synthetic_path(output_dir: str | Path, subject: str, contrast: str) -> Path:
     return Path(output_dir) / subject / f"{subject}_{contrast}_{SYNTHETIC}.nii.gz"
 
 
+def uncertainty_path(volume: str | Path) -> Path:
+    """Where the uncertainty of a synthetic volume is written.
+
+    Example::
+
+        >>> uncertainty_path("out/case/case_t1ce_SYNTHETIC.nii.gz").as_posix()
+        'out/case/case_t1ce_SYNTHETIC_uncertainty.nii.gz'
+    """
+    path = Path(volume)
+    return path.with_name(f"{path.name.removesuffix('.nii.gz')}_uncertainty.nii.gz")
+
+
 class SaveSyntheticStudyd(Transform):
     """Write the contrasts that a study lacked as NIfTI files on the acquired grid.
 
-    Takes a loaded study (as :class:`StudyPreprocessing` returns it) with ``"synthesised"``: ``(C, size, size, Z)`` in
-    [-1, 1] on the slices' grid; only the absent contrasts are used.
+    Takes a loaded study (as :class:`StudyPreprocessing` returns it) with ``"synthesised"``: ``(C, H, W, Z)`` in
+    [-1, 1] on the slices' grid; only the absent contrasts are used. With ``"uncertainty"``, of the same shape, the half
+    width of the 90 % interval in the same units, it becomes a volume beside each: ``…_SYNTHETIC_uncertainty.nii.gz``.
 
     For each absent contrast, writes ``<output_dir>/<subject>/<subject>_<contrast>_SYNTHETIC.nii.gz``: the shape,
     affine, sform, qform and units of the file whose intensity scale it takes (of a DICOM series the affine, in mm and
@@ -66,10 +82,10 @@ class SaveSyntheticStudyd(Transform):
     (each source's path and SHA-256, the provenance).
 
     Intensities: a contrast that was not acquired has no scale of its own, and MR intensities are arbitrary. It takes
-    that of the acquired contrast that :meth:`ContrastSet.intensity_source` names: -1 and 1 become the raw intensities
-    that had become -1 and 1 there, linearly between, so that it spans the robust range of that contrast. Only the look
-    within the volume means something. Outside the brain it is exactly 0. With ``dtype="int16"`` the largest intensity
-    is stored as 32767 (``scl_slope``, no ``scl_inter``), and a read voxel is at most ``max |intensity| / 65534`` off.
+    that of an acquired contrast, as the method's :meth:`~apt_monai.methods.base.Method.output_range` says: -1 and 1
+    become two raw intensities, linearly between; what would be below 0 becomes 0, as a magnitude never is, unless the
+    range itself is below 0. Only the look within the volume means something. Outside the brain it is exactly 0, and so
+    is an uncertainty, which is in the volume's own units. With ``dtype="int16"`` the largest intensity is stored as 32767 (``scl_slope``, no ``scl_inter``), and a read voxel is at most ``max |intensity| / 65534`` off.
 
     The same input gives the same bytes. A file is complete or not there, and the sidecar is written last: a volume
     without one is not finished.
@@ -83,6 +99,8 @@ class SaveSyntheticStudyd(Transform):
         computed_on: device and precision, for people to read in each sidecar; no part of what a volume is known by, so
             that a cohort may go on on another machine.
         targets: the absent contrasts to write; None: each of them.
+        output_range: by a target and the acquired contrasts' ranges, whose scale it takes and what -1 and 1 become;
+            None: the range of the contrast that :meth:`ContrastSet.intensity_source` names.
 
     Returns (when called):
         The study with ``"written"``: the path of each NIfTI file by contrast, in contrast order.
@@ -113,7 +131,9 @@ class SaveSyntheticStudyd(Transform):
         dtype: str = "float32",
         computed_on: Mapping[str, Any] | None = None,
         targets: Sequence[str] | None = None,
+        output_range: OutputRange | None = None,
     ) -> None:
+        self.output_range = output_range or self._range_of_source
         self.output_dir = Path(output_dir)
         self.preprocessing = preprocessing
         self.contrasts = preprocessing.contrasts
@@ -128,23 +148,49 @@ class SaveSyntheticStudyd(Transform):
         if not targets:
             return {**data, "written": {}}
         paths = [synthetic_path(self.output_dir, data["subject"], target) for target in targets]
-        sources = [self.contrasts.intensity_source(target, data["paths"]) for target in targets]
-        volumes = self._acquired_scale(data, targets, sources)
-        for target, source, volume, path in zip(targets, sources, volumes, paths, strict=True):
+        limits = data["intensity_range"].tolist()
+        acquired = {name: tuple(limits[self.contrasts.index(name)]) for name in data["paths"]}
+        scales = [self.output_range(target, acquired) for target in targets]
+        volumes, uncertainties = self._acquired_scale(data, targets, [limits for _, limits in scales])
+        for i, (target, (source, limits), path) in enumerate(zip(targets, scales, paths, strict=True)):
+            # The older sidecar goes before its volume, the new one comes after: none describes another volume.
+            sidecar_path(path).unlink(missing_ok=True)
             label = self.contrasts.labels[self.contrasts.index(target)]
-            affine = np.asarray(data["image"].meta["original_affine"])
-            image = _nifti(volume, data["headers"][source], affine, label, self.dtype)
-            with complete_file(path) as partial:
-                nib.save(image, partial)
-                # The older sidecar goes before its volume, the new one comes after: none describes another volume.
-                sidecar_path(path).unlink(missing_ok=True)
-            sidecar = self._sidecar(data, target, label, source)
+            files = {path: (volumes[i], label)}
+            if uncertainties is not None:
+                files[uncertainty_path(path)] = (uncertainties[i], f"{label} uncertainty")
+            for file, (volume, what) in files.items():
+                affine = np.asarray(data["image"].meta["original_affine"])
+                image = _nifti(volume, data["headers"][source], affine, what, self.dtype)
+                with complete_file(file) as partial:
+                    nib.save(image, partial)
+            sidecar = self._sidecar(data, target, label, source, limits, uncertainties is not None)
             write_text(sidecar_path(path), json.dumps(sidecar, indent=1) + "\n")
             logger.info("wrote %s", path)
         return {**data, "written": {target: str(path) for target, path in zip(targets, paths, strict=True)}}
 
-    def _sidecar(self, data: Mapping[str, Any], target: str, label: str, source: str) -> dict[str, Any]:
-        low, high = data["intensity_range"][self.contrasts.index(source)].tolist()
+    def _range_of_source(
+        self, target: str, ranges: Mapping[str, tuple[float, float]]
+    ) -> tuple[str, tuple[float, float]]:
+        source = self.contrasts.intensity_source(target, ranges)
+        return source, ranges[source]
+
+    def _sidecar(
+        self,
+        data: Mapping[str, Any],
+        target: str,
+        label: str,
+        source: str,
+        limits: tuple[float, float],
+        uncertain: bool,
+    ) -> dict[str, Any]:
+        low, high = limits
+        name = uncertainty_path(synthetic_path(self.output_dir, data["subject"], target)).name
+        uncertainty = {
+            "file": name,
+            "meaning": "half the width of the interval around each voxel that covers 90 % of a brain's voxels, in the "
+            "volume's units, as measured on the subjects that the model was calibrated on; 0 outside the brain",
+        }
         return {
             "synthetic": True,
             "notice": NOTICE,
@@ -156,23 +202,21 @@ class SaveSyntheticStudyd(Transform):
                 "contrast": source,
                 "low": low,
                 "high": high,
-                "meaning": f"arbitrary units of the acquired {source}: the robust range [low, high] of its brain, "
-                f"as a contrast that was not acquired has no scale of its own; 0 outside the brain",
+                "meaning": f"arbitrary units, after the acquired {source}: what the model works on, from -1 to 1, "
+                "became low to high, as a contrast that was not acquired has no scale of its own; 0 outside the brain",
             },
+            "uncertainty": uncertainty if uncertain else None,
             "dtype": self.dtype,
             "computed_on": self.computed_on,
             **self.provenance,
         }
 
-    def _acquired_scale(self, data: Mapping[str, Any], targets: Sequence[str], sources: Sequence[str]) -> np.ndarray:
-        """The targets on the acquired grid, in raw intensities and 0 outside the brain: (targets, X, Y, Z) float32."""
-        synthesised = torch.as_tensor(data["synthesised"]).detach()
-        if synthesised.shape != data["image"].shape:
-            raise ValueError(
-                f"study {data['subject']!r}: 'synthesised' has shape {tuple(synthesised.shape)}, "
-                f"but its 'image' has {tuple(data['image'].shape)}; synthesise every slice of the loaded study"
-            )
-        chosen = synthesised[[self.contrasts.index(target) for target in targets]].cpu().float()
+    def _acquired_scale(
+        self, data: Mapping[str, Any], targets: Sequence[str], limits: Sequence[tuple[float, float]]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The targets on the acquired grid, (targets, X, Y, Z) float32 raw intensities, 0 outside the brain; and their
+        uncertainties, where there are."""
+        chosen = self._chosen(data, "synthesised", targets)
         for target, channel in zip(targets, chosen, strict=True):
             if not channel.abs().max() <= 1 + _RANGE_TOLERANCE:  # NaN is not below anything
                 raise ValueError(
@@ -180,9 +224,27 @@ class SaveSyntheticStudyd(Transform):
                     "finite values within [-1, 1] are needed"
                 )
         brain = torch.where(data["region"] > 0, 1.0, -1.0)  # 1×X×Y×Z, goes the way that the volumes go
-        restored = self.preprocessing.restore(torch.cat([chosen, brain]), data).as_tensor()
-        ranges = data["intensity_range"][[self.contrasts.index(source) for source in sources]]
-        return ScaleIntensityInBrain().inverse(restored[:-1], ranges, restored[-1:] > 0).numpy()
+        n, ranges = len(targets), torch.tensor(limits)
+        widths = self._chosen(data, "uncertainty", targets) if "uncertainty" in data else chosen[:0]
+        restored = self.preprocessing.restore(torch.cat([chosen, widths, brain]), data).as_tensor()
+        inside = restored[-1:] > 0
+        raw = ScaleIntensityInBrain().inverse(restored[:n], ranges, inside)
+        magnitudes = (ranges.mean(dim=1) > 0)[:, None, None, None]
+        raw = raw.clamp(min=0).where(magnitudes, raw)
+        if not len(widths):
+            return raw.numpy(), None
+        half = (ranges[:, 1] - ranges[:, 0])[:, None, None, None] / 2
+        return raw.numpy(), (restored[n:-1] * half).where(inside, 0.0).numpy()
+
+    def _chosen(self, data: Mapping[str, Any], key: str, targets: Sequence[str]) -> torch.Tensor:
+        """The targets' channels of a volume on the slices' grid."""
+        volume = torch.as_tensor(data[key]).detach()
+        if volume.shape != data["image"].shape:
+            raise ValueError(
+                f"study {data['subject']!r}: {key!r} has shape {tuple(volume.shape)}, "
+                f"but its 'image' has {tuple(data['image'].shape)}; synthesise every slice of the loaded study"
+            )
+        return volume[[self.contrasts.index(target) for target in targets]].cpu().float()
 
 
 SaveSyntheticStudyD = SaveSyntheticStudyDict = SaveSyntheticStudyd
@@ -305,7 +367,8 @@ def _is_finished(
             hashes = {name: file["sha256"] for name, file in sidecar["sources"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False  # not written, or not by this package: it is written anew
-        if not path.is_file() or found != described_by:
+        uncertain = sidecar.get("uncertainty") is not None
+        if not path.is_file() or found != described_by or (uncertain and not uncertainty_path(path).is_file()):
             return False
         sidecars.append(hashes)
     current = {name: source_sha256(study[name]) for name in names if name in study}

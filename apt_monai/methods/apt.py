@@ -11,7 +11,6 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 
 from apt_monai.codebook import PriorCodebook
-from apt_monai.contrasts import get_contrast_set
 from apt_monai.errors import ModelError
 from apt_monai.files import file_sha256, json_sha256
 from apt_monai.hardware import memory_format
@@ -77,7 +76,7 @@ class APT(SampledMethod):
     @classmethod
     def load(cls, folder: Path, settings: Mapping[str, Any], device: torch.device, precision: str, seed: int) -> APT:
         try:
-            preprocessing = StudyPreprocessing(get_contrast_set(settings["contrasts"]), settings["image_size"])
+            preprocessing = StudyPreprocessing.from_settings(settings)
             encoder = VisionEncoder(settings["encoder_source"]).to(device)
             fusion, network = MutualInformationFusion(**settings["fusion"]), DiffusionModelUNet(**settings["network"])
             scheduler = noise_scheduler(**settings["scheduler"])

@@ -20,6 +20,10 @@ Batch = Mapping[str, Any]
 ``"slice"`` (B of each), and, where they are cached, the encoder's ``"features"`` ``(B, C, D)``."""
 
 
+INTERVAL = 0.9
+"""The share of voxels that an uncertainty's interval is to cover."""
+
+
 class Method(ABC):
     """One system that synthesises missing contrasts. Writers, evaluation and the command line know nothing more of it.
 
@@ -79,6 +83,19 @@ class Method(ABC):
         """What an evaluation of it shows, by the rows' names: the method, and what it is made of where that can be."""
         return {self.name: self}
 
+    def output_range(self, target: str, ranges: Mapping[str, tuple[float, float]]) -> tuple[str, tuple[float, float]]:
+        """The raw intensities that -1 and 1 of a missing contrast become: it has no scale of its own.
+
+        Args:
+            target: the missing contrast.
+            ranges: by acquired contrast, the raw intensities that had become -1 and 1.
+
+        Returns:
+            The acquired contrast whose scale it takes (:meth:`ContrastSet.intensity_source`), and the two intensities.
+        """
+        source = self.contrasts.intensity_source(target, ranges)
+        return source, ranges[source]
+
     def __call__(
         self, batch: Batch, available: torch.Tensor, progress: Callable[[int], Any] | None = None
     ) -> dict[str, torch.Tensor]:
@@ -91,7 +108,9 @@ class Method(ABC):
 
         Returns:
             ``"image"``: ``(B, C, H, W)`` in [-1, 1], the acquired channels bit for bit, the missing ones synthesised
-            and -1 outside the brain; where the method starts from a prior, ``"prior"``: the same with the priors.
+            and -1 outside the brain; where the method starts from a prior, ``"prior"``: the same with the priors; where
+            it says how far off it may be, ``"uncertainty"``: half the width of the interval around the image that
+            covers 90 % of the missing contrasts' voxels (:data:`INTERVAL`), in the image's units, 0 where it is known.
 
         Raises:
             ValueError: a slice has no acquired contrast.

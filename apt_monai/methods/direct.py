@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from monai.networks.nets import SegResNet
 
-from apt_monai.contrasts import get_contrast_set
 from apt_monai.errors import ModelError
 from apt_monai.files import file_sha256, json_sha256
 from apt_monai.hardware import memory_format
 from apt_monai.inferers import TwoStageInferer, noise_scheduler
 from apt_monai.methods.base import Batch
+from apt_monai.methods.calibration import Calibration
 from apt_monai.methods.sampled import SampledMethod
-from apt_monai.networks import Conditions, DirectDenoiser
+from apt_monai.networks import Conditions, Denoiser, DirectDenoiser
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 from apt_monai.weights import load_weights
 
@@ -30,39 +30,72 @@ class Direct(SampledMethod):
         denoiser: the trained denoiser.
         inferer: the sampler.
         preprocessing: from a study's files to its slices, and back.
+        calibration: how wide intervals are, how spread volumes; None: as Laplace's distribution has it, and as the
+            acquired contrast whose intensity scale is taken.
         seed: the run's seed; nothing depends on it while the denoiser does not look at the noise.
         weights: what its weights are known by, as JSON can hold it.
 
     Example::
 
         >>> inferer = TwoStageInferer(noise_scheduler(), 1000, 1, unroll_iterations=0, guidance_scale=0.0)
-        >>> method = Direct(DirectDenoiser(torch.nn.Conv2d(8, 4, 1)), inferer, StudyPreprocessing("brats", 8))
-        >>> batch = {"image": torch.zeros(1, 4, 8, 8), "region": torch.ones(1, 1, 8, 8, dtype=torch.uint8),
+        >>> method = Direct(DirectDenoiser(torch.nn.Conv2d(8, 8, 1)), inferer, StudyPreprocessing("brats", None))
+        >>> batch = {"image": torch.zeros(1, 4, 8, 9), "region": torch.ones(1, 1, 8, 9, dtype=torch.uint8),
         ...          "subject": ["BraTS2021_00000"], "slice": [70]}
-        >>> method(batch, torch.tensor([[True, True, True, False]]))["image"].shape, method.passes
-        (torch.Size([1, 4, 8, 8]), 1)
+        >>> result = method(batch, torch.tensor([[True, True, True, False]]))
+        >>> result["image"].shape, result["uncertainty"].shape, method.passes
+        (torch.Size([1, 4, 8, 9]), torch.Size([1, 4, 8, 9]), 1)
     """
 
     name = "direct"
-    files = ("model.pt",)
+    files = ("model.pt", "calibration.json")
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        inferer: TwoStageInferer,
+        preprocessing: StudyPreprocessing,
+        calibration: Calibration | None = None,
+        seed: int = 0,
+        weights: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(denoiser, inferer, preprocessing, seed, weights)
+        self.calibration = calibration
 
     @classmethod
     def load(cls, folder: Path, settings: Mapping[str, Any], device: torch.device, precision: str, seed: int) -> Direct:
         try:
-            preprocessing = StudyPreprocessing(get_contrast_set(settings["contrasts"]), settings["image_size"])
+            preprocessing = StudyPreprocessing.from_settings(settings)
             network = SegResNet(**settings["network"])
             scheduler = noise_scheduler(**settings["scheduler"])
+            denoiser = DirectDenoiser(network, precision, settings["multiple"], settings["gain"])
         except (KeyError, TypeError) as error:
             raise ModelError(f"{folder / 'model.json'}: settings of no {cls.name} model ({error!r})") from error
-        network = load_weights(network, folder / "model.pt").to(device).to(memory_format=memory_format(device))
+        load_weights(network, folder / "model.pt").to(device).to(memory_format=memory_format(device))
         weights = {
             "trained_on": settings["trained_on"],
-            "settings_sha256": json_sha256([settings["network"], settings["scheduler"]]),
-            "model_sha256": file_sha256(folder / "model.pt"),
+            "settings_sha256": json_sha256([settings[key] for key in ("network", "scheduler", "multiple", "gain")]),
+            **{f"{Path(name).stem}_sha256": file_sha256(folder / name) for name in cls.files},
         }
         inferer = TwoStageInferer.from_settings(scheduler, settings["sampling"])
-        multiple = 2 ** (len(settings["network"]["blocks_down"]) - 1)
-        return cls(DirectDenoiser(network, precision, multiple), inferer, preprocessing, seed, weights)
+        calibration = Calibration.load(folder / "calibration.json", preprocessing.contrasts)
+        return cls(denoiser, inferer, preprocessing, calibration, seed, weights)
 
     def conditions(self, batch: Batch, acquired: torch.Tensor, available: torch.Tensor) -> Conditions:
         return Conditions(acquired, available, brain=batch["region"] > 0)
+
+    def half_width(self, scale: torch.Tensor, available: torch.Tensor) -> torch.Tensor:
+        half_width = super().half_width(scale, available)
+        if self.calibration is None:
+            return half_width
+        table = torch.tensor([self.calibration.half_width[name] for name in self.contrasts.names])  # (C, C - 1)
+        sources = available.sum(dim=1).cpu().clamp(max=table.shape[1])  # (B,)
+        return half_width * table[:, sources - 1].T[:, :, None, None].to(scale)
+
+    def output_range(self, target: str, ranges: Mapping[str, tuple[float, float]]) -> tuple[str, tuple[float, float]]:
+        """The median of the acquired contrast whose scale is taken, and the spread that the target usually has."""
+        source, (low, high) = super().output_range(target, ranges)
+        median, deviations = (low + high) / 2, self.preprocessing.scale.deviations
+        if self.calibration is None or deviations is None or median <= 0:
+            return source, (low, high)
+        half = deviations * self.calibration.deviation[target] * median
+        return source, (median - half, median + half)

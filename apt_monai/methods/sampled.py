@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from apt_monai.inferers import TwoStageInferer, slice_seed
-from apt_monai.methods.base import Batch, Method
+from apt_monai.methods.base import INTERVAL, Batch, Method
 from apt_monai.networks import Conditions, Denoiser
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 
@@ -73,6 +74,19 @@ class SampledMethod(Method):
         known = available[:, :, None, None]  # (B, C, 1, 1)
         conditions = self.conditions(batch, torch.where(known, image, torch.full_like(image, -1.0)), available)
         seeds = [slice_seed(self.seed, s, int(i)) for s, i in zip(batch["subject"], batch["slice"], strict=True)]
-        synthesised = self.inferer.synthesize(self.denoiser, conditions, seeds, progress)
+        prediction = self.inferer.synthesize(self.denoiser, conditions, seeds, progress)
+        image = torch.where(known | brain, prediction.clean, torch.full_like(prediction.clean, -1.0))
         result = {} if conditions.prior is None else {"prior": conditions.prior}
-        return {**result, "image": torch.where(known | brain, synthesised, torch.full_like(synthesised, -1.0))}
+        if prediction.scale is not None:
+            result["uncertainty"] = self.half_width(prediction.scale, available)
+        return {**result, "image": image}
+
+    def half_width(self, scale: torch.Tensor, available: torch.Tensor) -> torch.Tensor:
+        """From a denoiser's scale to the half width of the 90 % interval, ``(B, C, H, W)``.
+
+        Args:
+            scale: ``(B, C, H, W)``, the mean absolute error that the denoiser expects.
+            available: ``(B, C)`` bool.
+        """
+        # of Laplace's distribution: P(|e| > w) = exp(-w / b)
+        return scale * -math.log(1 - INTERVAL)

@@ -43,13 +43,20 @@ class Prediction:
 
     Args:
         clean: x̂0, ``(B, C, H, W)`` float32, not clipped.
-        output: what the loss is taken on, ``(B, C, H, W)`` float32: the network's own output.
-        scale: how far off ``clean`` may be, ``(B, C, H, W)``, where the denoiser says so.
+        output: what the loss is taken on, ``(B, …, H, W)`` float32: the network's own output.
+        scale: how far off ``clean`` may be, where the denoiser says so: the mean absolute error that it expects,
+            ``(B, C, H, W)``, 0 where the slice is known.
     """
 
     clean: Tensor
     output: Tensor
     scale: Tensor | None = None
+
+
+LOG_SCALE = (-7.0, 2.0)
+"""Between which the logarithm of the direct denoiser's scale is held."""
+SCALE_WEIGHT = 0.1
+"""Of the scale's likelihood beside the mean absolute error: the image must not pay for it."""
 
 
 class Denoiser(nn.Module, ABC):
@@ -70,7 +77,7 @@ class Denoiser(nn.Module, ABC):
         """What :attr:`Prediction.output` is trained to be, ``(B, C, H, W)``."""
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The training loss of an output (Eq. 2: the mean squared error)."""
+        """The training loss of an output (Eq. 2: the mean squared error), on a target ``(B, C, H, W)``."""
         return F.mse_loss(output, target)
 
 
@@ -131,28 +138,35 @@ class DirectDenoiser(Denoiser):
     """A denoiser that sees the acquired contrasts and which they are, and needs no more: one pass is all it takes.
 
     Its network is given the acquired contrasts, 0 in the missing channels, and a channel of ±1 for each contrast that
-    says whether it was acquired; it gives the clean slice. The noised slice and the timestep are not looked at. What is
-    known (acquired channels; -1 outside the brain) is set, so that the loss is on the missing contrasts' brain alone.
+    says whether it was acquired; it gives the clean slice, and the logarithm of how far off it may be. The noised slice
+    and the timestep are not looked at. What is known (acquired channels; -1 outside the brain) is set, so that the loss
+    is on the missing contrasts' brain alone.
 
     Args:
-        network: ``(B, 2C, H, W)`` to ``(B, C, H, W)``, such as MONAI's ``SegResNet``.
+        network: ``(B, 2C, H, W)`` to ``(B, 2C, H, W)``, such as MONAI's ``SegResNet``.
         precision: what the network computes in, ``"float32"`` or ``"bfloat16"``; see :mod:`apt_monai.hardware`.
         multiple: of what height and width must be for the network; slices of other sizes are padded with 0 meanwhile.
+        gain: what intensities are multiplied by on the way in and divided by on the way out, where most of a brain
+            fills a small part of [-1, 1] only.
 
     Example::
 
         >>> import torch
-        >>> denoiser = DirectDenoiser(nn.Conv2d(4, 2, 1))
+        >>> denoiser = DirectDenoiser(nn.Conv2d(4, 4, 1))
         >>> known = Conditions(torch.zeros(1, 2, 8, 8), torch.tensor([[True, False]]))
-        >>> denoiser(torch.rand(1, 2, 8, 8), torch.tensor([1000]), known).clean[:, 0].abs().max()
-        tensor(0., grad_fn=<MaxBackward1>)
+        >>> prediction = denoiser(torch.rand(1, 2, 8, 8), torch.tensor([1000]), known)
+        >>> prediction.clean.shape, prediction.clean[:, 0].abs().max().item(), prediction.scale[:, 0].max().item()
+        (torch.Size([1, 2, 8, 8]), 0.0, 0.0)
     """
 
-    def __init__(self, network: nn.Module, precision: str = "float32", multiple: int = 1) -> None:
+    def __init__(
+        self, network: nn.Module, precision: str = "float32", multiple: int = 1, gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.network = network
         self.precision = precision
         self.multiple = multiple
+        self.gain = gain
 
     def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
         h, w = conditions.acquired.shape[2:]
@@ -160,16 +174,28 @@ class DirectDenoiser(Denoiser):
         acquired = conditions.acquired.where(known, 0.0)
         which = known.to(acquired).expand_as(acquired) * 2 - 1
         with autocast(acquired.device, self.precision):
-            inputs = F.pad(torch.cat([acquired, which], dim=1), (0, -w % self.multiple, 0, -h % self.multiple))
-            output = self.network(inputs)[..., :h, :w]
-        clean = output.float().where(~known, acquired)
+            inputs = torch.cat([self.gain * acquired, which], dim=1)
+            output = self.network(F.pad(inputs, (0, -w % self.multiple, 0, -h % self.multiple)))[..., :h, :w]
+        mean, log_scale = output.float().chunk(2, dim=1)  # (B, C, H, W) each
+        clean, log_scale = (mean / self.gain).where(~known, acquired), log_scale.clamp(*LOG_SCALE).where(~known, 0.0)
+        unknown = ~known.expand_as(clean)
         if conditions.brain is not None:
             clean = clean.where(conditions.brain | known, -1.0)
-        return Prediction(clean, clean)
+            log_scale = log_scale.where(conditions.brain, 0.0)
+            unknown = unknown & conditions.brain
+        return Prediction(clean, torch.cat([clean, log_scale], dim=1), (log_scale.exp() / self.gain).where(unknown, 0.0))
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return x0
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """The mean absolute error."""
-        return F.l1_loss(output, target)
+        """The mean absolute error, and on the same error, held fixed, Laplace's likelihood of the scale.
+
+        Held fixed, so that the scale learns how far off the image is without the image being less sharp where it
+        is hard: the image's gradient is that of the mean absolute error alone.
+        """
+        clean, log_scale = output.chunk(2, dim=1)
+        error = self.gain * (clean - target).abs()
+        # -log p(e | b) = |e| / b + log 2b
+        likelihood = error.detach() * (-log_scale).exp() + log_scale
+        return error.mean() + SCALE_WEIGHT * likelihood.mean()

@@ -72,6 +72,15 @@ class StudyPreprocessing(Compose):
             ]
         )
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> StudyPreprocessing:
+        """That of a model, from what its ``model.json`` says: ``"contrasts"``, ``"image_size"``, ``"intensity"``.
+
+        Raises:
+            KeyError, TypeError: they do not say it.
+        """
+        return cls(get_contrast_set(settings["contrasts"]), settings["image_size"], **settings.get("intensity", {}))
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that the result depends on beside the files, as JSON can hold it."""
