@@ -8,8 +8,8 @@
 ``adni``
     The same heads as preprocessing would give them at its best: skull-stripped, on one axial grid, ready to train on.
 
-``brats`` and ``adni`` have a varied form, too: what differs between scanners, protocols, lesions and voxel sizes is drawn
-anew for each study (:mod:`apt_monai.phantom.varied`), so that a network learns what holds for all of them.
+``brats`` and ``adni`` have a varied form, too: scanner, protocol, lesions and voxel size are drawn anew for each study
+(:mod:`apt_monai.phantom.varied`), so that a network learns what holds for all of them.
 
 The heads are those of :mod:`apt_monai.phantom.head`.
 
@@ -151,10 +151,10 @@ def write_phantom_dataset(
             BraTS's as 96×96×62. ADNI's axial slices are 3 mm thick up to a spacing of 3, and as thick as it beyond.
         shape: voxels along each axis; as many as cover the data set's field of view if None. Not for ``"adni-raw"``.
         progress: whether a progress bar is shown.
-        varied: whether scanner, protocol, voxel size, lesions and skull-stripping differ from study to study, as they do
-            between hospitals; a quarter of the studies stay as they are without it. All contrasts of a study are on one
-            grid, whose voxels are 0.6 to 3 mm wide and 1 to 6 mm thick; ``spacing`` multiplies them. Not for
-            ``"adni-raw"``, and not with a shape.
+        varied: whether scanner, protocol, voxel size, lesions and skull-stripping differ from study to study, as
+            between hospitals; a quarter of the studies keep the plain phantom's. All contrasts of a study are on one
+            grid, whose voxels are 0.6 to 3 mm wide and 1 to 6 mm thick; ``spacing`` multiplies that, up to 10 mm. Not
+            for ``"adni-raw"``, and not with a shape.
         noise: without it the same studies without their noise, to measure detail with.
 
     Returns:

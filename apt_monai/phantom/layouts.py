@@ -80,9 +80,7 @@ def anatomy_grid(layout: Grid, scale: float, resolution: Resolution | None = Non
     """A grid for the anatomy of a study: as fine as its voxels and the template ask for, and no finer; around 0."""
     limits = (resolution or Resolution()).anatomy
     steps = np.abs(np.diag(layout.affine)[:3])
-    fine = np.array(
-        [float(np.clip(step, *scale * np.array(limits[axis == 2]))) for axis, step in enumerate(steps)]
-    )
+    fine = np.array([float(np.clip(step, *scale * np.array(limits[axis == 2]))) for axis, step in enumerate(steps)])
     shape = []
     for axis, half, step, own in zip(layout.axes, HEAD_BOX, steps, fine, strict=True):
         reach = min(half, float(np.abs(axis).max()) + step / 2)

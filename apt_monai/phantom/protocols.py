@@ -23,7 +23,7 @@ SEQUENCE_RANGES: Mapping[str, Mapping[str, Ranges]] = MappingProxyType(
         "t1": {
             "spin echo": {"tr": (400, 750), "te": (8, 18)},
             "inversion recovery": {"tr": (1700, 2500), "te": (4, 18), "ti": (750, 1000)},
-            "MPRAGE": {"tr": (1700, 2500), "te": (2, 5), "ti": (850, 1100), "flip": (7, 13), "echo_spacing": (6, 9)},
+            "MPRAGE": {"tr": (1950, 2600), "te": (2, 5), "ti": (850, 1050), "flip": (7, 13), "echo_spacing": (6, 8)},
             "spoiled gradient echo, 3D": {"tr": (6, 12), "te": (2, 5), "flip": (12, 25)},
             "spoiled gradient echo, 2D": {"tr": (130, 300), "te": (2.5, 6), "flip": (60, 85)},
         },
@@ -145,7 +145,7 @@ def _draw_other(usual: Mapping[str, PulseSequence], physics: Physics, rng: np.ra
         if name == "flair":
             relative = rng.uniform(*physics.poor_ti) if rng.random() < physics.poor_nulling else settings["ti"]
             settings["ti"] = relative * nulling_time(TISSUES["csf"].t1 * factors["csf"][0], settings["tr"])
-        sequences[name] = PulseSequence(gadolinium=usual[name].gadolinium, **settings)
+        sequences[name] = replace(PulseSequence(0, 0, gadolinium=usual[name].gadolinium), **settings)
     if {"pd", "t2"} <= set(usual) and rng.random() < physics.same_tr:
         sequences["pd"] = replace(sequences["pd"], tr=sequences["t2"].tr)
     return Protocol(False, field, factors, sequences)

@@ -26,6 +26,7 @@ class Scanners:
         bias: range of the standard deviation of the logarithm of the bias field.
         coarser: the part of the contrasts that were acquired coarser in plane, and resampled.
         blur: range of their blur in plane, the standard deviation in voxels.
+        most_blur: its largest in mm.
         thicker: the part of the contrasts that were acquired in thicker slices, and resampled.
         thickness: range of the thickness of those slices in mm.
         gamma: range of the exponent of the intensity curve of one half of the scans, logarithmic.
@@ -43,6 +44,7 @@ class Scanners:
     bias: tuple[float, float] = (0.0, 0.22)
     coarser: float = 0.35
     blur: tuple[float, float] = (0.2, 1.2)
+    most_blur: float = 1.3
     thicker: float = 0.3
     thickness: tuple[float, float] = (1.5, 5.0)
     gamma: tuple[float, float] = (0.8, 1.25)
@@ -114,7 +116,7 @@ def draw_scan(
         return value if chosen else 0.0
 
     own = float(np.clip(noise * math.exp(rng.normal(0, s.noise_spread)), *s.noise))
-    plane = some(s.coarser, s.blur) * steps[0]
+    plane = min(some(s.coarser, s.blur) * steps[0], s.most_blur * scale)
     along = some(s.thicker, s.thickness) * scale / math.sqrt(12)  # the standard deviation of a slice profile
     if along < steps[1] / math.sqrt(12):
         along = 0.0
@@ -181,12 +183,12 @@ def scan_signal(
     """
     if scan.bias:
         signal = signal * np.exp(np.float32(scan.bias) * smooth_noise(axes, 90, rng)[where])
-    signal = intensity_curve(signal / np.percentile(signal[tissue], 99.5), scan.gamma, scan.bend)
-    gain = min(scan.brightness, LARGEST / float(signal.max()))
+    signal = intensity_curve(signal / np.float32(np.percentile(signal[tissue], 99.5)), scan.gamma, scan.bend)
+    gain = np.float32(min(scan.brightness, LARGEST / float(signal.max())))
     if noise_rng is not None:
         real, imaginary = (_noise(where, scan.grain, noise_rng) for _ in range(2))
         signal = np.hypot(signal + np.float32(scan.noise) * real, np.float32(scan.noise) * imaginary)
-    return np.clip(gain * signal, 1, LARGEST).astype(np.float32)
+    return np.clip(gain * signal, np.float32(1), np.float32(LARGEST))
 
 
 def _noise(where: NDArray[np.bool_], grain: float, rng: np.random.Generator) -> Volume:

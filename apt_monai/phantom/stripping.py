@@ -1,4 +1,4 @@
-"""What skull-stripping leaves of a varied study: a mask that cuts deeper in some, a rim of scalp or meninges in others."""
+"""What skull-stripping leaves of a varied study: in some the mask cuts deeper, in others scalp or meninges stay."""
 
 from __future__ import annotations
 

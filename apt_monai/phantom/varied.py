@@ -90,9 +90,7 @@ def draw_brats_lesions(rng: np.random.Generator) -> tuple[str, list[Lesion]]:
 
 def _vary_atrophy(population: Population, rng: np.random.Generator) -> Population:
     """A population of one: as wide ventricles and sulci as young and old brains have."""
-    return replace(
-        population, ventricles=(-0.2, 0.8), sulci=(rng.uniform(1.3, 2.4), 0.2), size_spread=0.035, turn=5.0
-    )
+    return replace(population, ventricles=(-0.2, 0.6), sulci=(rng.uniform(1.3, 2.4), 0.2), size_spread=0.035, turn=5.0)
 
 
 def _brats_subject(seed: int, subject: int, nominal: bool) -> tuple[Population, Sequence[Lesion] | None]:
@@ -180,8 +178,8 @@ def _acquire(
     """One contrast on the box that holds the brain, 0 outside the mask."""
     volume = view.volume(ideal_signal(view.head, sequence), scan.blur)
     covering = COVERINGS[stripped.tissue]
-    fat = abs(float(sequence_signal(sequence, covering.pd, covering.t1, covering.t2)))
-    volume[stripped.rim] = np.float32(fat) * stripped.brightness
+    bright = abs(float(sequence_signal(sequence, covering.pd, covering.t1, covering.t2)))
+    volume[stripped.rim] = np.float32(bright) * stripped.brightness
     volume[~stripped.mask] = 0
     if scan.ghost:
         volume = add_ghosts(volume, scan.ghost)
@@ -221,9 +219,7 @@ def write_varied_study(kind: Kind, request: Request) -> None:
     with complete_folder(request.folder) as folder:
         for contrast in kind.contrasts:
             scan = np.zeros(layout.shape, np.float32)
-            scan[view.box] = _acquire(
-                view, stripped, request, contrast, protocol.sequences[contrast], scans[contrast]
-            )
+            scan[view.box] = _acquire(view, stripped, request, contrast, protocol.sequences[contrast], scans[contrast])
             save_scan(scan, layout, folder / f"{name}_{contrast}.nii.gz")
         if kind.segmented:
             labels = np.zeros(layout.shape, np.uint8)
