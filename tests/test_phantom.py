@@ -261,7 +261,7 @@ def test_an_interrupted_run_leaves_no_half_study_and_the_next_one_resumes(
     kept = first.stat().st_mtime_ns
     calls = 0
 
-    def interrupted(head: Head, *args: object) -> Volume:
+    def interrupted(head: Head, *args: object, **kwargs: object) -> Volume:
         nonlocal calls
         calls += 1
         if calls == 3:

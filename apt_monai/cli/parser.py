@@ -148,6 +148,12 @@ def _phantom(commands: Any) -> None:
     phantom.add_argument(
         "--spacing", type=float, default=1.0, metavar="MM", help="voxel edge in mm, at most 10; real studies have 1"
     )
+    phantom.add_argument(
+        "--varied",
+        action="store_true",
+        help=f"scanner, protocol, voxels and lesions differ from study to study, as between hospitals; not for {RAW}",
+    )
+    phantom.add_argument("--noiseless", action="store_true", help="the same studies without their noise")
 
 
 def _preprocess(commands: Any) -> None:

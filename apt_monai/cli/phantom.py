@@ -12,7 +12,13 @@ from apt_monai.phantom import write_phantom_dataset
 def run(arguments: argparse.Namespace) -> int:
     """Write them, and say what to do with them next."""
     studies = write_phantom_dataset(
-        arguments.out, arguments.dataset, arguments.subjects, arguments.seed, arguments.spacing
+        arguments.out,
+        arguments.dataset,
+        arguments.subjects,
+        arguments.seed,
+        arguments.spacing,
+        varied=arguments.varied,
+        noise=not arguments.noiseless,
     )
     if arguments.dataset == RAW:
         step, words = "preprocess", ["preprocess", arguments.out, f"{arguments.out}-preprocessed"]

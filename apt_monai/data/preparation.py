@@ -31,6 +31,7 @@ def find_studies(
     phantom_seed: int,
     require_all: bool = True,
     series: Mapping[str, Any] | str | Path | None = None,
+    phantom_varied: bool = False,
 ) -> list[Study]:
     """The studies of a dataset folder; without one, those of a digital phantom, which is made if need be.
 
@@ -43,6 +44,7 @@ def find_studies(
             :func:`apt_monai.data.readers.read_studies`.
         require_all: every study must have every contrast, as training and evaluation need. Without it (inference), each
             phantom study is given without one contrast, a different one from study to study.
+        phantom_varied: whether the phantom is the varied one, which has a folder of its own.
 
     Raises:
         StudyError: see :func:`apt_monai.data.readers.read_studies`.
@@ -51,10 +53,13 @@ def find_studies(
     if dataset_dir is not None:
         return read_studies(dataset_dir, contrasts, require_all=require_all, series=series)
     contrasts = get_contrast_set(contrasts)
-    folder = Path(phantom_dir) / f"{contrasts.name}-{phantom_spacing:g}mm-seed{phantom_seed}"
+    name = f"{contrasts.name}-{phantom_spacing:g}mm-seed{phantom_seed}" + ("-varied" if phantom_varied else "")
+    folder = Path(phantom_dir) / name
     logger.warning("no dataset_dir given: using a DIGITAL PHANTOM, not patients, in %s", folder)
     with lead_first():
-        made = write_phantom_dataset(folder, contrasts.name, phantom_subjects, phantom_seed, phantom_spacing)
+        made = write_phantom_dataset(
+            folder, contrasts.name, phantom_subjects, phantom_seed, phantom_spacing, varied=phantom_varied
+        )
     names = {path.name for path in made}
     studies = [study for study in read_studies(folder, contrasts, require_all=True) if study["subject"] in names]
     if not require_all:

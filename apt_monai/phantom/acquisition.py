@@ -50,6 +50,7 @@ def magnitude_image(
     noise: tuple[float, float] = (0.01, 0.025),
     brightness: tuple[float, float] = (400.0, 1500.0),
     brain: NDArray[np.bool_] | None = None,
+    noiseless: bool = False,
 ) -> Volume:
     """The signal with Rician noise, in the intensities of one scanner.
 
@@ -59,12 +60,14 @@ def magnitude_image(
         noise: range of the noise's standard deviation, relative to the brightest tissue (the 99th percentile).
         brightness: range of the intensity that the brightest tissue (the 99.5th percentile) gets.
         brain: where the brightest tissue is looked for, of the signal's shape; everywhere if None.
+        noiseless: the same scan, of the same gain, without its noise.
     """
     where: Any = ... if brain is None else brain
     sigma = rng.uniform(*noise) * np.percentile(signal[where], 99)
     real, imaginary = sigma * rng.standard_normal((2, *signal.shape), dtype=np.float32)
     noisy = np.hypot(signal + real, imaginary)
-    return noisy * (rng.uniform(*brightness) / np.percentile(noisy[where], 99.5))
+    gain = rng.uniform(*brightness) / np.percentile(noisy[where], 99.5)
+    return (signal if noiseless else noisy) * gain
 
 
 def acquire(
@@ -74,6 +77,7 @@ def acquire(
     noise: tuple[float, float] = (0.01, 0.025),
     bias: float = 0.1,
     brightness: tuple[float, float] = (400.0, 1500.0),
+    noiseless: bool = False,
 ) -> Volume:
     """One scan of a subject: the scanner's own timing, gain, bias field and Rician noise; 0 outside the brain.
 
@@ -84,6 +88,7 @@ def acquire(
         noise: range of the noise's standard deviation, relative to the brightest tissue.
         bias: standard deviation of the logarithm of the bias field.
         brightness: range of the intensity that the brightest tissue (the 99.5th percentile) gets.
+        noiseless: the same scan without its noise.
 
     Returns:
         float32 (X, Y, Z), 0 outside the brain and at least 1 inside.
@@ -92,5 +97,5 @@ def acquire(
     box, axes = head_box(head.grid)
     signal *= np.exp(bias * smooth_noise(axes, 90, rng)[head.brain[box]])
     scan = np.zeros(head.grid.shape, np.float32)
-    scan[head.brain] = np.maximum(magnitude_image(signal, rng, noise, brightness), 1)
+    scan[head.brain] = np.maximum(magnitude_image(signal, rng, noise, brightness, noiseless=noiseless), 1)
     return scan

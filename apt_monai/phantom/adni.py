@@ -149,7 +149,7 @@ def write_adni_study(request: Request) -> None:
             # What bias correction leaves
             signal *= np.exp(0.04 * smooth_noise(grid.axes, 90, rng)[brain])
             scan = np.zeros(grid.shape, np.float32)
-            scan[brain] = np.maximum(magnitude_image(signal, rng), 1)
+            scan[brain] = np.maximum(magnitude_image(signal, rng, noiseless=not request.noise), 1)
             save_scan(scan, grid, folder / f"{name}_{contrast}.nii.gz")
 
 
@@ -184,5 +184,5 @@ def write_adni_raw_study(request: Request) -> None:
             # The coil: uneven, and it hears little of the neck
             z = grid.axes[2].astype(np.float32)
             signal *= np.exp(0.18 * smooth_noise(grid.axes, 90, rng)) * expit((z + 108) / 14)
-            scan = magnitude_image(signal, rng, brain=brains[contrast])
+            scan = magnitude_image(signal, rng, brain=brains[contrast], noiseless=not request.noise)
             save_scan(np.minimum(scan, np.iinfo(np.int16).max), grid, folder / f"{name}_{contrast}.nii.gz")

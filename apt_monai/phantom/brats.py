@@ -44,6 +44,7 @@ def write_brats_study(request: Request) -> None:
     with complete_folder(request.folder) as folder:
         head = make_head(grid, request.seed, request.subject)
         for contrast in BRATS.names:
-            scan = acquire(head, SEQUENCES[contrast], subject_generator(request.seed, request.subject, contrast))
+            rng = subject_generator(request.seed, request.subject, contrast)
+            scan = acquire(head, SEQUENCES[contrast], rng, noiseless=not request.noise)
             save_scan(scan, grid, folder / f"{name}_{contrast}.nii.gz")
         save_nifti(head.labels, grid, folder / f"{name}_seg.nii.gz")

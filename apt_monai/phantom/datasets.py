@@ -8,6 +8,9 @@
 ``adni``
     The same heads as preprocessing would give them at its best: skull-stripped, on one axial grid, ready to train on.
 
+``brats`` and ``adni`` have a varied form, too: scanner, protocol, lesions and voxel size are drawn anew for each study
+(:mod:`apt_monai.phantom.varied`), so that a network learns what holds for all of them.
+
 The heads are those of :mod:`apt_monai.phantom.head`.
 
 Example::
@@ -22,6 +25,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -33,6 +37,7 @@ from apt_monai.phantom.brats import brats_grid, write_brats_study
 from apt_monai.phantom.grids import Grid
 from apt_monai.phantom.studies import Request
 from apt_monai.phantom.template import load_template
+from apt_monai.phantom.varied import VARIED_ADNI, VARIED_BRATS, write_varied_study
 
 VERSION = 1  # of the phantom: raise it whenever the same seed no longer gives the same bytes
 RECORD_NAME = "phantom.json"
@@ -47,12 +52,14 @@ class _Kind:
         marker: glob of what a folder of real studies of that kind holds.
         grid: the grid that a spacing and a shape give; it refuses what is not valid.
         write: writes one study.
+        write_varied: writes one varied study; None where there are none.
     """
 
     study: str
     marker: str
     grid: Callable[[float, Sequence[int] | None], Grid]
     write: Callable[[Request], None]
+    write_varied: Callable[[Request], None] | None = None
 
 
 def _raw_grid(spacing: float, shape: Sequence[int] | None) -> Grid:
@@ -63,8 +70,12 @@ def _raw_grid(spacing: float, shape: Sequence[int] | None) -> Grid:
 
 _KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
-        "brats": _Kind("BraTS2021_{:05d}", "BraTS*", brats_grid, write_brats_study),
-        "adni": _Kind("000_S_{:04d}", "*_S_*", adni_axial_grid, write_adni_study),
+        "brats": _Kind(
+            "BraTS2021_{:05d}", "BraTS*", brats_grid, write_brats_study, partial(write_varied_study, VARIED_BRATS)
+        ),
+        "adni": _Kind(
+            "000_S_{:04d}", "*_S_*", adni_axial_grid, write_adni_study, partial(write_varied_study, VARIED_ADNI)
+        ),
         "adni-raw": _Kind("000_S_{:04d}", "*_S_*", _raw_grid, write_adni_raw_study),
     }
 )
@@ -90,6 +101,18 @@ def _claim_folder(out: Path, marker: str, record: Mapping[str, object]) -> None:
         )
 
 
+def _choose_writer(dataset: str, shape: Sequence[int] | None, varied: bool) -> Callable[[Request], None]:
+    kind = _KINDS[dataset]
+    if not varied:
+        return kind.write
+    if kind.write_varied is None:
+        valid = ", ".join(name for name, each in _KINDS.items() if each.write_varied is not None)
+        raise ValueError(f"there is no varied phantom of {dataset}: valid are {valid}; or leave varied out")
+    if shape is not None:
+        raise ValueError(f"shape is {tuple(shape)}: each varied study has a shape of its own; leave it out")
+    return kind.write_varied
+
+
 def write_phantom_dataset(
     out: str | Path,
     dataset: str,
@@ -98,6 +121,8 @@ def write_phantom_dataset(
     spacing: float = 1.0,
     shape: Sequence[int] | None = None,
     progress: bool = True,
+    varied: bool = False,
+    noise: bool = True,
 ) -> list[Path]:
     """Write a phantom data set.
 
@@ -126,6 +151,11 @@ def write_phantom_dataset(
             BraTS's as 96×96×62. ADNI's axial slices are 3 mm thick up to a spacing of 3, and as thick as it beyond.
         shape: voxels along each axis; as many as cover the data set's field of view if None. Not for ``"adni-raw"``.
         progress: whether a progress bar is shown.
+        varied: whether scanner, protocol, voxel size, lesions and skull-stripping differ from study to study, as
+            between hospitals; a quarter of the studies keep the plain phantom's. All contrasts of a study are on one
+            grid, whose voxels are 0.6 to 3 mm wide and 1 to 6 mm thick; ``spacing`` multiplies that, up to 10 mm. Not
+            for ``"adni-raw"``, and not with a shape.
+        noise: without it the same studies without their noise, to measure detail with.
 
     Returns:
         The study folders, in order.
@@ -147,17 +177,21 @@ def write_phantom_dataset(
     if seed < 0:
         raise ValueError(f"seed is {seed}: valid is 0 or above")
     kind = _KINDS[dataset]
+    write = _choose_writer(dataset, shape, varied)
     grid = kind.grid(spacing, shape)
-    load_template(grid.spacing)  # fails here, before anything is written
+    load_template(spacing if varied else grid.spacing)  # fails here, before anything is written
     folder = Path(out)
-    record = {"phantom": dataset, "version": VERSION, "seed": seed, "spacing": spacing, "shape": list(grid.shape)}
+    record: dict[str, object] = {"phantom": dataset, "version": VERSION, "seed": seed, "spacing": spacing}
+    record |= {"varied": True} if varied else {"shape": list(grid.shape)}
+    if not noise:
+        record["noise"] = False
     _claim_folder(folder, kind.marker, record)
     studies = [folder / kind.study.format(subject) for subject in range(subjects)]
     for subject, study in enumerate(tqdm(studies, desc="phantom", unit="subject", disable=not progress)):
         if study.exists():
             continue
         try:
-            kind.write(Request(study, seed, subject, spacing, shape))
+            write(Request(study, seed, subject, spacing, shape, noise))
         except OSError as error:
             raise OSError(f"cannot write {study}: {error}; make room or name another folder") from error
     return studies

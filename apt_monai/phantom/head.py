@@ -23,19 +23,20 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from apt_monai.phantom.fields import magnify, smooth_noise
+from apt_monai.phantom.fields import smooth_noise
 from apt_monai.phantom.grids import Grid, Volume
+from apt_monai.phantom.lesions import Lesion, Mass, label_lesions
 from apt_monai.phantom.population import Population, draw_points, head_box
 from apt_monai.phantom.sequences import TISSUES, Tissue
 from apt_monai.phantom.template import load_template
-from apt_monai.phantom.tumour import draw_tumour, grow_tumour
+from apt_monai.phantom.tumour import draw_tumour
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,14 @@ class Head:
     uptake: Volume
 
 
-def make_head(grid: Grid, seed: int, subject: int, population: Population | None = None) -> Head:
+def make_head(
+    grid: Grid,
+    seed: int,
+    subject: int,
+    population: Population | None = None,
+    lesions: Sequence[Lesion] | None = None,
+    detail: float | None = None,
+) -> Head:
     """One subject: anatomy, tumour, and the properties of every voxel, from (seed, subject) alone.
 
     Args:
@@ -69,6 +77,8 @@ def make_head(grid: Grid, seed: int, subject: int, population: Population | None
         seed: of the whole dataset, 0 or above.
         subject: number within the dataset, 0 or above.
         population: how subjects differ; those of BraTS if None.
+        lesions: what grows in the brain, one after the other; the population's tumour if None.
+        detail: the spacing in mm that the template is smoothed for; the grid's if None.
 
     Example::
 
@@ -80,10 +90,11 @@ def make_head(grid: Grid, seed: int, subject: int, population: Population | None
     generators = np.random.default_rng([seed, subject]).spawn(7)
     shape_rng, fold_rng, tumour_rng, outline_rng, vessel_rng, tissue_rng, texture_rng = generators
     box, axes = head_box(grid)
-    template = load_template(grid.spacing)
+    template = load_template(grid.spacing if detail is None else detail)
 
     points = draw_points(axes, population, shape_rng)
-    tumour = draw_tumour(population, tumour_rng) if population.tumour else None
+    if lesions is None:
+        lesions = (Mass(draw_tumour(population, tumour_rng)),) if population.tumour else ()
     # Skull-stripping takes a little more here and a little less there
     inside = template.sample("brain", points) > 0.6 + 0.15 * np.clip(smooth_noise(axes, 12, shape_rng), -2, 2)
     points = points[:, inside]
@@ -92,8 +103,8 @@ def make_head(grid: Grid, seed: int, subject: int, population: Population | None
         return smooth_noise(axes, scale, rng)[inside]
 
     shown = points
-    if tumour is not None:  # the mass pushes what is around it away, but not the skull
-        shown = magnify(points, tumour.centre, 1.3 * tumour.axes, tumour.mass_effect)
+    for lesion in lesions:  # a mass pushes what is around it away, but not the skull
+        shown = lesion.displace(shown)
     grey, white = template.sample("grey", shown), template.sample("white", shown)
     # Every subject folds its own way: the probabilities are sharpened and weighted by smooth noise
     probability = np.stack([np.clip(1 - grey - white, 0, 1), grey, white])
@@ -104,17 +115,13 @@ def make_head(grid: Grid, seed: int, subject: int, population: Population | None
     distance = np.hypot(noise(16, vessel_rng), noise(16, vessel_rng))
     blood = 0.9 * np.exp(-0.5 * np.square(distance / 0.12)) * np.square(1 - white)
     fractions = {"csf": csf * (1 - blood), "grey": grey * (1 - blood), "white": white * (1 - blood), "blood": blood}
-    labels = np.zeros(len(blood), np.uint8)
-    if tumour is not None:
-        fractions = grow_tumour(tumour, points, fractions, grid.spacing, noise, outline_rng)
-        parts = np.stack([fractions[name] for name in ("necrosis", "oedema", "enhancing")])
-        ill = parts.sum(axis=0) > 0.5
-        labels[ill] = np.array([1, 2, 4], np.uint8)[parts[:, ill].argmax(axis=0)]
+    for lesion in lesions:
+        fractions = lesion.grow(points, fractions, grid.spacing, noise, outline_rng)
 
     brain = np.zeros(grid.shape, bool)
     brain[box] = inside
     segmentation = np.zeros(grid.shape, np.uint8)
-    segmentation[brain] = labels
+    segmentation[brain] = label_lesions(fractions)
     # Wetter tissue has longer T1 and T2 and more protons: one field for the three, and one of each one's own
     water = 0.7 * noise(3, texture_rng) + 0.7 * noise(12, texture_rng)
     texture = np.stack([np.exp(s * (water + 0.5 * noise(5, texture_rng))) for s in (0.035, 0.05, 0.012)])

@@ -33,10 +33,11 @@ def save_scan(scan: Volume, grid: Grid, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One study to write: of which data set, which subject, on which grid."""
+    """One study to write: of which data set, which subject, on which grid, and whether with noise."""
 
     folder: Path
     seed: int
     subject: int
     spacing: float
     shape: Sequence[int] | None
+    noise: bool = True

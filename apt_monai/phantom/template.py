@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,16 @@ class Template:
 TEMPLATE_CENTRE = (0.0, -17.0, 5.0)  # MNI mm: the middle of the template's brain
 
 
+@lru_cache(maxsize=1)
+def _read_maps(datasets: ModuleType) -> tuple[Volume, Volume, Volume, NDArray[np.float32]]:
+    """Brain, grey and white matter as they are in nilearn's wheel, and the MNI mm of their first voxel."""
+    t1 = datasets.load_mni152_template(resolution=1)
+    grey, white = datasets.load_mni152_gm_template(resolution=1), datasets.load_mni152_wm_template(resolution=1)
+    brain = binary_closing(np.asarray(t1.dataobj) > 0, iterations=4)  # the template's T1 is skull-stripped
+    maps = (np.asarray(volume, np.float32) for volume in (brain, grey.dataobj, white.dataobj))
+    return (*maps, t1.affine[:3, 3].astype(np.float32))
+
+
 @lru_cache(maxsize=2)
 def load_template(spacing: float = 1.0) -> Template:
     """Read the template from nilearn's wheel, smoothed for sampling at a spacing in mm. No network is used.
@@ -45,16 +56,14 @@ def load_template(spacing: float = 1.0) -> Template:
         from nilearn import datasets
     except ImportError as error:
         raise ImportError("the phantom's anatomy comes with nilearn: pip install 'apt_monai[phantom]'") from error
-    t1 = datasets.load_mni152_template(resolution=1)
-    grey, white = datasets.load_mni152_gm_template(resolution=1), datasets.load_mni152_wm_template(resolution=1)
-    brain = binary_closing(np.asarray(t1.dataobj) > 0, iterations=4)  # the template's T1 is skull-stripped
+    brain, grey, white, origin = _read_maps(datasets)
     # What a voxel of that size averages, as a Gaussian of that width at half maximum
     blur = math.sqrt(max(spacing, 1.0) ** 2 - 1) / 2.355
     return Template(
-        gaussian_filter(brain.astype(np.float32), math.hypot(1.5, blur), mode="constant"),
-        gaussian_filter(np.asarray(grey.dataobj, np.float32), blur, mode="constant"),
-        gaussian_filter(np.asarray(white.dataobj, np.float32), blur, mode="constant"),
-        origin=t1.affine[:3, 3].astype(np.float32),
+        gaussian_filter(brain, math.hypot(1.5, blur), mode="constant"),
+        gaussian_filter(grey, blur, mode="constant"),
+        gaussian_filter(white, blur, mode="constant"),
+        origin=origin,
     )
 
 
