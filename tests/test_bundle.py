@@ -327,11 +327,11 @@ def test_required_properties_are_there(trained: Path, tmp_path: Path, config: st
 @pytest.mark.slow
 @of_both
 def test_the_network_of_the_full_size_has_the_shapes_that_the_metadata_states(bundle: str) -> None:
-    """That of direct.yaml, in multiples of 32; the shipped one is in test_monai_commands.py."""
+    """In multiples of 32; the shipped one is in test_monai_commands.py."""
     monai.bundle.verify_net_in_out(
         net_id="network_def",
         meta_file=str(configs_of(bundle) / "metadata.json"),
-        config_file=[str(configs_of(bundle) / name) for name in ("train.yaml", "direct.yaml")],
+        config_file=str(configs_of(bundle) / "train.yaml"),
         device="cpu",
         n=4,
     )
@@ -379,12 +379,23 @@ def test_components_are_those_of_monai_torch_ignite_or_apt_monai(bundle: str) ->
 
 
 @of_both
-def test_the_demo_only_changes_what_the_training_has(bundle: str) -> None:
-    demo, training = config_of(bundle, "demo.yaml"), config_of(bundle, "train.yaml")
-    assert set(demo) <= set(training)
-    assert set(demo["network_settings"]) == set(training["network_settings"])
-    parts = ("network", "inferer", "train", "validate", "mif", "codebook", "diffusion", "training")
-    assert not set(demo) & set(parts)
+@pytest.mark.parametrize(
+    ("overlay", "configs"),
+    [
+        ("demo.yaml", ["train.yaml"]),
+        ("tune.yaml", ["train.yaml"]),
+        ("demo_published.yaml", ["train.yaml", "published.yaml"]),
+    ],
+)
+def test_an_overlay_of_sizes_only_changes_what_the_training_has(bundle: str, overlay: str, configs: list[str]) -> None:
+    sizes, training = config_of(bundle, overlay), {}
+    for name in configs:
+        training |= config_of(bundle, name)
+    assert set(sizes) - {"started"} <= set(training)
+    if isinstance(sizes["network_settings"], dict):
+        assert set(sizes["network_settings"]) == set(training["network_settings"])
+    parts = ("network", "inferer", "train", "validate", "mif", "codebook", "train_denoiser", "training")
+    assert not set(sizes) & set(parts)
 
 
 # Sections 3.4 and 4.1; the sampling is M, S, t of stage 2, N and alpha
@@ -396,8 +407,8 @@ SAMPLING = ("start_step", "sampling_steps", "unroll_step", "unroll_iterations", 
 
 
 @of_both
-def test_training_has_the_papers_numbers(bundle: str) -> None:
-    training = config_of(bundle, "train.yaml")
+def test_the_published_training_has_the_papers_numbers(bundle: str) -> None:
+    training = config_of(bundle, "train.yaml") | config_of(bundle, "published.yaml")
     paper = {
         "contrasts": BUNDLES[bundle].name,
         "image_size": 256,
@@ -427,8 +438,10 @@ def test_the_shipped_model_samples_as_the_paper_does_wherever_it_is_used(bundle:
 @of_both
 def test_the_test_sizes_change_only_what_the_configs_have(bundle: str) -> None:
     """An override with a wrong name would add a key that nothing reads."""
-    for name in ("train", "inference", "evaluate"):
+    for name in ("train", "published", "inference", "evaluate"):
         config = config_of(bundle, f"{name}.yaml")
+        if name == "published":
+            config = config_of(bundle, "train.yaml") | config
         for key in settings_of(name, bundle):
             part = config
             for word in key.split("#"):

@@ -57,7 +57,7 @@ def test_training_makes_a_model_from_the_phantom_and_then_has_nothing_to_do(
     caplog.set_level(logging.INFO)
     weights = (trained / "model" / "model.pt").stat().st_mtime_ns
     run("published", "training", ADNI_BUNDLE, model_dir=str(trained / "model"), work_dir=str(trained / "work"))
-    assert re.findall(r"(\w+) is finished", caplog.text) == ["mif", "codebook", "diffusion"]
+    assert re.findall(r"(\w+) is finished", caplog.text) == ["mif", "codebook", "denoiser"]
     assert (trained / "model" / "model.pt").stat().st_mtime_ns == weights
 
 

@@ -1,4 +1,4 @@
-"""Our own method by the bundles' commands: train.yaml with direct.yaml over it, inference and evaluation as ever."""
+"""Our own method by the bundles' commands: train.yaml, inference and evaluation as ever."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from tiny_bundle import configs_of, files_of, run, settings_of
+from tiny_bundle import files_of, run, workflow
 
 from apt_monai.data.readers import read_studies
 from apt_monai.models import load
@@ -23,20 +23,7 @@ PHANTOM = "phantom/adni-10mm-seed0"
 
 def training(model: Path, work: Path, **overrides: Any) -> ConfigWorkflow:
     """The training in this process, initialised."""
-    settings = {key: value for key, value in settings_of("train", BUNDLE).items() if "settings#" not in key}
-    tiny = {key: value for key, value in settings.items() if not key.startswith("sampling#")} | {
-        "segresnet_settings#init_filters": 8,
-        "segresnet_settings#blocks_down": [1, 1],
-        "segresnet_settings#blocks_up": [1],
-        "segresnet_settings#norm": ["GROUP", {"num_groups": 4}],
-    }
-    made = ConfigWorkflow(
-        config_file=[str(configs_of(BUNDLE) / name) for name in ("train.yaml", "direct.yaml")],
-        logging_file=False,
-        run_id="training",
-        workflow_type="train",
-        **{**tiny, "encoder_source": "no such encoder", "model_dir": str(model), "work_dir": str(work), **overrides},
-    )
+    made = workflow("train", "training", BUNDLE, model_dir=str(model), work_dir=str(work), **overrides)
     made.initialize()
     return made
 
@@ -52,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_training_needs_no_vision_encoder_and_leaves_settings_weights_and_split(trained: Path) -> None:
-    assert files_of(trained / "model") == ["model.json", "model.pt", "split.json"]
+    assert files_of(trained / "model") == ["calibration.json", "model.json", "model.pt", "split.json"]
     method = load(trained / "model", "cpu")
     assert method.name == "direct" and method.passes == 1 and method.encoder is None
     assert method.weights["trained_on"] == "digital phantom"
@@ -81,7 +68,9 @@ def test_inference_and_evaluation_are_the_same_commands(trained: Path, tmp_path:
     run("inference", "run", BUNDLE, dataset_dir=str(tmp_path / "data"), output_dir=str(tmp_path / "out"), **places)
     assert [name for name in files_of(tmp_path / "out") if name.endswith(".nii.gz")] == [
         "a/a_pd_SYNTHETIC.nii.gz",
+        "a/a_pd_SYNTHETIC_uncertainty.nii.gz",
         "a/a_t1_SYNTHETIC.nii.gz",
+        "a/a_t1_SYNTHETIC_uncertainty.nii.gz",
     ]
     written = nib.load(tmp_path / "out" / "a" / "a_t1_SYNTHETIC.nii.gz")
     assert written.shape == nib.load(study["t2"]).shape and written.get_fdata().any()

@@ -428,12 +428,12 @@ def test_mlflow_follows_both_trainings_with_the_bundles_settings(bundle: str, tm
 
 
 @pytest.mark.slow
-def test_tracking_mlflow_follows_the_diffusion_models_training(tmp_path: Path) -> None:
+def test_tracking_mlflow_follows_the_denoisers_training(tmp_path: Path) -> None:
     """MONAI's default settings: the trainer and the evaluator under MONAI's ids, ``train`` and ``validate``."""
     overrides = federated_settings(BRATS_BUNDLE, tmp_path)
     done = monai_command(
         tmp_path,
-        *("run", "diffusion", "--config_file", configs_of(BRATS_BUNDLE) / "train.yaml", "--tracking", "mlflow"),
+        *("run", "train_denoiser", "--config_file", configs_of(BRATS_BUNDLE) / "train.yaml", "--tracking", "mlflow"),
         *(word for key, value in overrides.items() for word in (f"--{key}", value)),
     )
     assert done.returncode == 0, done.stdout[-4000:]
@@ -467,16 +467,8 @@ def test_tracking_mlflow_notes_the_config_of_an_inference(tmp_path: Path) -> Non
 
 
 def federated_settings(bundle: str, folder: Path) -> dict[str, Any]:
-    """Overrides of train.yaml to train a diffusion model, on a phantom, beside a finished fusion and codebook."""
-    model = write_untrained_model(folder / "model", bundle, trained_on=PHANTOM)
-    settings = load_model_settings(model)
-    (model / "model.pt").unlink()
-    made = {
-        "image_size": settings["image_size"],
-        **{f"{part}_settings": settings[part] for part in ("fusion", "network", "scheduler")},
-    }
-    tiny = {key: value for key, value in settings_of("train", bundle).items() if "network_settings" not in key}
-    return tiny | made | {"model_dir": str(model), "work_dir": str(folder / "work")}
+    """Overrides of train.yaml to train a tiny network on a phantom."""
+    return settings_of("train", bundle) | {"model_dir": str(folder / "model"), "work_dir": str(folder / "work")}
 
 
 @BOTH_BUT_ONE_SLOW

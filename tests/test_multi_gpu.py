@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -158,6 +159,25 @@ def test_several_ranks_train_what_one_trains(one_rank: Path, data: Path, tmp_pat
     if ranks == 2:
         done = finish(torchrun("published", "training", **train_options(tmp_path, data)))  # nothing left to do
         assert done.returncode == 0 and "denoiser is finished" in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_two_ranks_train_our_own_method_as_one_does(data: Path, tmp_path: Path) -> None:
+    """Crops, subsets and all: each rank takes its samples of the same batches."""
+    rates = {"optimizer#_target_": "torch.optim.SGD", "learning_rate": 0.1, "batch_size": 12}
+    for name, rate in (("still", 0.0), ("one", 0.1)):
+        places = {"model_dir": str(tmp_path / name / "model"), "work_dir": str(tmp_path / name / "work")}
+        tiny_bundle.run("train", "training", dataset_dir=str(data), **places, **{**rates, "learning_rate": rate})
+    places = {"model_dir": tmp_path / "two" / "model", "work_dir": tmp_path / "two" / "work", "dataset_dir": data}
+    done = finish(torchrun("train", "training", **places, **rates))
+    assert done.returncode == 0, done.stdout
+    still, one, two = (
+        torch.load(tmp_path / name / "model" / "model.pt", weights_only=True) for name in ("still", "one", "two")
+    )
+    moved = max(float((one[key] - still[key]).abs().max()) for key in one)
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) < 0.02 * moved
+    widths = [json.loads((tmp_path / name / "model" / "calibration.json").read_text()) for name in ("one", "two")]
+    assert widths[0]["deviation"] == widths[1]["deviation"] and widths[1]["subjects"] == 1
 
 
 @pytest.mark.slow
