@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -145,13 +146,13 @@ def _draw_other(usual: Mapping[str, PulseSequence], physics: Physics, rng: np.ra
         if name == "flair":
             relative = rng.uniform(*physics.poor_ti) if rng.random() < physics.poor_nulling else settings["ti"]
             settings["ti"] = relative * nulling_time(TISSUES["csf"].t1 * factors["csf"][0], settings["tr"])
-        sequences[name] = replace(PulseSequence(0, 0, gadolinium=usual[name].gadolinium), **settings)
+        sequences[name] = PulseSequence(gadolinium=usual[name].gadolinium, **settings)
     if {"pd", "t2"} <= set(usual) and rng.random() < physics.same_tr:
         sequences["pd"] = replace(sequences["pd"], tr=sequences["t2"].tr)
     return Protocol(False, field, factors, sequences)
 
 
-def _draw_settings(ranges: Ranges, rng: np.random.Generator) -> dict[str, float]:
+def _draw_settings(ranges: Ranges, rng: np.random.Generator) -> dict[str, Any]:
     return {name: float(rng.uniform(*bounds)) for name, bounds in ranges.items()}
 
 
