@@ -24,8 +24,8 @@ VOXELS = 20_000  # of each subject, for each contrast and number of sources
 def calibrate(method: Method, studies: Sequence[CachedStudy], slices: int = 8) -> Calibration:
     """Measure a method on calibration subjects.
 
-    What its half widths must be multiplied by so that 90 % of the brain's voxels are within, for each contrast and number
-    of acquired contrasts; each subject weighs the same, and so does each subset of sources. And how spread each
+    What its half widths must be multiplied by so that 90 % of the brain's voxels are within, for each contrast and
+    number of acquired contrasts; each subject weighs the same, and so does each subset of sources. And how spread each
     contrast's volumes are.
 
     Args:
@@ -68,7 +68,7 @@ def _ratios(method: Method, study: CachedStudy, slices: int) -> dict[tuple[str, 
     """By target and number of sources, a sample of one subject's absolute errors over the half widths."""
     names = method.contrasts.names
     rows = np.unique(np.linspace(0, len(study) - 1, min(slices, len(study))).round().astype(int))
-    image = study.image(rows).to(method.device)  # (n, C, H, W)
+    image = torch.stack([study.image(int(row)) for row in rows]).to(method.device)  # (n, C, H, W)
     region = torch.from_numpy(np.array(study.regions[rows])).to(method.device)
     batch = {
         "image": image,

@@ -111,7 +111,7 @@ def test_training_again_skips_what_is_finished(trained: Path, caplog: pytest.Log
 
 
 @pytest.mark.parametrize(
-    ("run_id", "artefact"), [("mif", "fusion.pt"), ("codebook", "codebook.json"), ("denoiser", "model.pt")]
+    ("run_id", "artefact"), [("mif", "fusion.pt"), ("codebook", "codebook.json"), ("train_denoiser", "model.pt")]
 )
 def test_a_stage_alone_gives_what_the_whole_training_gives(
     trained: Path, tmp_path: Path, run_id: str, artefact: str
@@ -311,14 +311,14 @@ def test_evaluation_without_data_uses_other_phantoms_than_training_and_says_so(
     assert "results.md" in files_of(tmp_path / "eval")
 
 
-@pytest.mark.parametrize("config", ["train", "inference"])
+@pytest.mark.parametrize("config", ["published", "inference"])
 def test_required_properties_are_there(trained: Path, tmp_path: Path, config: str) -> None:
     made = workflow(
         config,
         "run",
         model_dir=str(trained / "model"),
         work_dir=str(trained / "work"),
-        **({} if config == "train" else {"output_dir": str(tmp_path)}),
+        **({} if config == "published" else {"output_dir": str(tmp_path)}),
     )
     made.initialize()
     assert made.check_properties() == []

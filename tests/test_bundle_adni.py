@@ -139,7 +139,7 @@ def test_inference_without_data_leaves_contrasts_of_the_adni_phantom_out(
     ]
 
 
-@pytest.mark.parametrize("config", ["train", "inference"])
+@pytest.mark.parametrize("config", ["published", "inference"])
 def test_required_properties_are_there(trained: Path, tmp_path: Path, config: str) -> None:
     places = {"model_dir": str(trained / "model"), "work_dir": str(trained / "work")}
     if config == "inference":

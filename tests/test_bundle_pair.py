@@ -22,7 +22,8 @@ DIFFERS = {
     "published.yaml": {"model_dir", "iterations"} | SAMPLING,
     "inference.yaml": NAMED | {"synthesizer#model", "phantom_spacing"},
     "evaluate.yaml": NAMED | {"model", "phantom_spacing", "slices_per_subject"},
-    "demo.yaml": {"phantom_spacing"},
+    "demo.yaml": set(),
+    "demo_published.yaml": {"phantom_spacing"},
     "infer.json": {"network_def#in_channels", "network_def#out_channels"},
 }
 

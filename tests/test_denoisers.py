@@ -8,7 +8,7 @@ from monai.networks.nets import DiffusionModelUNet
 from test_inferers import PerfectNetwork, TinyNetwork, case, scheduler
 
 from apt_monai.inferers import TwoStageInferer
-from apt_monai.networks import Conditions, PublishedDenoiser
+from apt_monai.networks import Conditions, DirectDenoiser, PublishedDenoiser
 
 KINDS = pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 
@@ -63,3 +63,45 @@ def test_monais_unet_fits() -> None:
     result = inferer.synthesize(PublishedDenoiser(network, scheduler(), "bfloat16"), known, [1, 2]).clean
     assert result.dtype == torch.float32 and result.isfinite().all()
     assert torch.equal(result[known.available], known.acquired[known.available])
+
+
+class Answer(torch.nn.Module):
+    """A network that notes what it is given and answers the same everywhere: 0.5, and 0.1 as expected error."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.given = x
+        b, c, h, w = x.shape
+        mean, scale = torch.full((b, c // 2, h, w), 0.5), torch.full((b, c // 2, h, w), 0.1)
+        return torch.cat([mean, scale.log()], dim=1)
+
+
+def test_a_direct_denoiser_sees_what_was_acquired_and_which_and_nothing_else() -> None:
+    network = Answer()
+    acquired = torch.rand(2, 3, 5, 6)
+    available = torch.tensor([[True, False, False], [False, True, True]])
+    brain = torch.zeros(2, 1, 5, 6, dtype=torch.bool)
+    brain[:, :, 1:4, 2:5] = True
+    known = Conditions(acquired, available, brain=brain)
+    prediction = DirectDenoiser(network, multiple=4, gain=2.0)(torch.randn(2, 3, 5, 6), torch.tensor([9, 9]), known)
+    mask = available[:, :, None, None]
+    assert network.given.shape == (2, 6, 8, 8)
+    torch.testing.assert_close(network.given[:, :3, :5, :6], 2 * acquired.where(mask, 0.0))
+    assert torch.equal(network.given[:, 3:, :5, :6], (mask.float() * 2 - 1).expand(2, 3, 5, 6))
+    missing = (~mask & brain).expand(2, 3, 5, 6)
+    assert prediction.scale is not None
+    torch.testing.assert_close(prediction.clean[missing], torch.full((int(missing.sum()),), 0.25))
+    torch.testing.assert_close(prediction.scale[missing], torch.full((int(missing.sum()),), 0.05))
+    assert not prediction.scale[~missing].any()
+    assert (prediction.clean[(~mask & ~brain).expand(2, 3, 5, 6)] == -1).all()
+
+
+def test_the_scale_learns_the_mean_absolute_error_and_the_image_does_not_pay_for_it() -> None:
+    denoiser, target = DirectDenoiser(torch.nn.Identity(), gain=2.0), torch.zeros(1, 1, 4, 4)
+    clean = torch.linspace(-0.3, 0.3, 16).reshape(1, 1, 4, 4).requires_grad_()
+    log_scale = torch.zeros(1, 1, 1, 1, requires_grad=True)
+    loss = denoiser.loss(torch.cat([clean, log_scale.expand(1, 1, 4, 4)], dim=1), target)
+    loss.backward()
+    torch.testing.assert_close(clean.grad, 2 * clean.detach().sign() / 16)  # of the mean absolute error alone
+    best = torch.log(2 * clean.detach().abs().mean()).reshape(1, 1, 1, 1).requires_grad_()
+    denoiser.loss(torch.cat([clean.detach(), best.expand(1, 1, 4, 4)], dim=1), target).backward()
+    assert best.grad is not None and abs(best.grad.item()) < 1e-6

@@ -13,22 +13,23 @@ from torch import nn
 
 from apt_monai.contrasts import BRATS
 from apt_monai.inferers import TwoStageInferer, noise_scheduler
-from apt_monai.methods import METHODS, Copy, Direct, Method, Prior
+from apt_monai.methods import METHODS, Calibration, Copy, Direct, Method, Prior
 from apt_monai.networks import Conditions, DirectDenoiser
 from apt_monai.transforms import StudyPreprocessing
 
 PREPROCESSING = StudyPreprocessing(BRATS, 8)
 
 
-def make_direct(seed: int = 0, weights: dict[str, Any] | None = None) -> Direct:
+def make_direct(seed: int = 0, weights: dict[str, Any] | None = None, calibration: Calibration | None = None) -> Direct:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = SegResNet(
-            2, init_filters=8, in_channels=8, out_channels=4, blocks_down=(1, 1), blocks_up=(1,),
+            2, init_filters=8, in_channels=8, out_channels=8, blocks_down=(1, 1), blocks_up=(1,),
             norm=("GROUP", {"num_groups": 4}),
         )  # fmt: skip
     inferer = TwoStageInferer(noise_scheduler(), 1000, 1, unroll_iterations=0, guidance_scale=0.0)
-    return Direct(DirectDenoiser(network.eval()), inferer, PREPROCESSING, seed, weights)
+    preprocessing = StudyPreprocessing(BRATS, None, deviations=6)
+    return Direct(DirectDenoiser(network.eval(), gain=2.0), inferer, preprocessing, calibration, seed, weights)
 
 
 METHODS_UNDER_TEST: dict[str, Callable[[], Method]] = {
@@ -130,8 +131,10 @@ def test_a_direct_denoisers_loss_falls_and_is_of_the_missing_brain_alone() -> No
     losses = []
     for _ in range(15):
         output = denoiser(torch.zeros_like(target), torch.full((4,), 1000), known).output
-        wrong = ((output - target).abs() > 0).any(dim=0)
-        assert not wrong[:, 0].any() and torch.equal(output[available], target[available])
+        clean, log_scale = output.chunk(2, dim=1)
+        wrong = ((clean - target).abs() > 0).any(dim=0)
+        assert not wrong[:, 0].any() and torch.equal(clean[available], target[available])
+        assert not log_scale[available].any() and not log_scale[:, :, 0].any()
         loss = denoiser.loss(output, target)
         optimizer.zero_grad()
         loss.backward()
@@ -146,7 +149,7 @@ def test_slices_of_any_size_are_padded_for_the_network_and_come_back_as_they_wer
     class Watching(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             sizes.append(x.shape[2:])
-            return x[:, :4] + 0.5
+            return x + 0.5
 
     known = Conditions(torch.zeros(1, 4, 10, 17), torch.tensor([[True, True, True, False]]))
     clean = DirectDenoiser(Watching(), multiple=8)(torch.zeros(1), torch.zeros(1), known).clean
@@ -157,7 +160,7 @@ def test_the_noised_slice_and_the_timestep_are_not_looked_at() -> None:
     class Watching(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             seen.append(x)
-            return x[:, :4]
+            return x
 
     seen: list[torch.Tensor] = []
     batch, available = slices_of(BRATS.subsets()[:2])
@@ -167,3 +170,29 @@ def test_the_noised_slice_and_the_timestep_are_not_looked_at() -> None:
     assert torch.equal(seen[0], seen[1]) and seen[0].shape == (2, 8, 8, 8)
     assert (seen[0][:, :4][~available] == 0).all()
     assert torch.equal(seen[0][:, 4:, 0, 0] > 0, available)
+
+
+def test_an_uncertainty_is_of_the_missing_brain_alone_and_the_calibration_widens_it() -> None:
+    batch, available = slices_of(BRATS.subsets())
+    plain = make_direct()(batch, available)["uncertainty"]
+    missing = (~available)[:, :, None, None] & (batch["region"] > 0)
+    assert (plain[missing] > 0).all() and not plain[~missing].any()
+    factors = {name: (1.5, 2.0, 3.0) for name in BRATS.names} | {"t2": (10.0, 20.0, 30.0)}
+    calibrated = make_direct(calibration=Calibration(factors, dict.fromkeys(BRATS.names, 0.2), 20))
+    wide = calibrated(batch, available)["uncertainty"]
+    for row, mask in enumerate(available.tolist()):
+        for channel in (c for c, has in enumerate(mask) if not has):
+            factor = factors[BRATS.names[channel]][sum(mask) - 1]
+            torch.testing.assert_close(wide[row, channel], factor * plain[row, channel])
+
+
+def test_a_missing_contrasts_range_has_the_sources_median_and_its_own_spread() -> None:
+    spreads = dict.fromkeys(BRATS.names, 0.2) | {"flair": 0.1}
+    method = make_direct(calibration=Calibration({name: (1.0,) * 3 for name in BRATS.names}, spreads, 20))
+    ranges = {"t1": (100.0, 900.0), "t2": (-200.0, 1400.0)}
+    assert method.output_range("flair", ranges) == ("t2", pytest.approx((600 * (1 - 6 * 0.1), 600 * (1 + 6 * 0.1))))
+    assert method.output_range("t1ce", ranges) == ("t1", pytest.approx((500 * (1 - 6 * 0.2), 500 * (1 + 6 * 0.2))))
+    standardised = {"t1": (-3.0, 3.0)}  # a median of 0 says nothing of a spread
+    assert method.output_range("flair", standardised) == ("t1", (-3.0, 3.0))
+    assert make_direct().output_range("flair", ranges) == ("t2", (-200.0, 1400.0))
+    assert METHODS_UNDER_TEST["copy"]().output_range("flair", ranges) == ("t2", (-200.0, 1400.0))

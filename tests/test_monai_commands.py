@@ -45,7 +45,7 @@ from tiny_bundle import (
 )
 from tiny_studies import write_study
 
-from apt_monai.models import PHANTOM, load_model_settings
+from apt_monai.models import load_model_settings
 from apt_monai.weights import load_weights
 
 BOTH = pytest.mark.parametrize("bundle", BUNDLES)

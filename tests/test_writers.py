@@ -18,7 +18,13 @@ from test_files import almost_full_disk
 from apt_monai import __version__
 from apt_monai.contrasts import BRATS
 from apt_monai.data.readers import read_studies
-from apt_monai.data.writers import SaveSyntheticStudyd, check_writable, pending_studies, synthetic_path
+from apt_monai.data.writers import (
+    SaveSyntheticStudyd,
+    check_writable,
+    pending_studies,
+    synthetic_path,
+    uncertainty_path,
+)
 from apt_monai.errors import StudyError
 from apt_monai.files import file_sha256
 from apt_monai.transforms import StudyPreprocessing
@@ -369,3 +375,40 @@ def test_studies_with_nothing_missing_are_named(tmp_path: Path, caplog: pytest.L
     assert "nothing is missing in 1 studies, they are left out: whole" in caplog.text
     with pytest.raises(StudyError, match="nothing to synthesise: each of the 1 studies has every contrast"):
         pending_studies([whole], tmp_path, BRATS, PROVENANCE)
+
+
+def test_an_uncertainty_is_written_in_the_volumes_units_on_its_grid_and_said_in_the_sidecar(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case")
+    preprocessing, loaded = synthesised(study)
+    loaded["uncertainty"] = torch.full_like(loaded["synthesised"], 0.25)
+    ranges = {"flair": ("t2", (0.0, 400.0)), "t1ce": ("t1", (-300.0, 700.0))}
+    writer = SaveSyntheticStudyd(
+        tmp_path / "out", preprocessing, PROVENANCE, output_range=lambda target, acquired: ranges[target]
+    )
+    writer(loaded)
+    brain = nib.load(study["t2"]).get_fdata() > 0
+    for target, half in (("flair", 50.0), ("t1ce", 125.0)):
+        path = synthetic_path(tmp_path / "out", "case", target)
+        volume, uncertainty = nib.load(path), nib.load(uncertainty_path(path))
+        assert np.array_equal(uncertainty.affine, volume.affine) and uncertainty.shape == volume.shape
+        np.testing.assert_allclose(uncertainty.get_fdata()[brain], half, rtol=1e-6)
+        assert not uncertainty.get_fdata()[~brain].any()
+        assert uncertainty.header["descrip"].item().startswith(b"SYNTHETIC") and volume.get_fdata().min() >= 0
+        sidecar = json.loads(path.with_name(path.name.replace(".nii.gz", ".json")).read_text())
+        assert sidecar["uncertainty"]["file"] == uncertainty_path(path).name
+        assert sidecar["intensity_scale"]["contrast"] == ranges[target][0]
+    pending = {key: study[key] for key in ("subject", "t1", "t2")}
+    assert not pending_studies([pending], tmp_path / "out", BRATS, PROVENANCE)
+    uncertainty_path(synthetic_path(tmp_path / "out", "case", "flair")).unlink()
+    assert pending_studies([pending], tmp_path / "out", BRATS, PROVENANCE) == [pending]
+
+
+def test_intensities_go_below_0_only_where_the_range_is_around_0(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case")
+    for limits, lowest in (((-300.0, 700.0), 0.0), ((-3.0, 3.0), -3.0)):
+        preprocessing, loaded = synthesised(study)
+        save = SaveSyntheticStudyd(
+            tmp_path / "out", preprocessing, PROVENANCE, output_range=lambda *_, r=limits: ("t2", r)
+        )
+        volume = nib.load(save(loaded)["written"]["flair"]).get_fdata()
+        assert volume.min() == pytest.approx(lowest, abs=1e-4)

@@ -67,13 +67,17 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
         changes = {f"network_settings#{key}": value for key, value in tiny.items()}
         return common | training | changes | {"crop": 16, "phantom_varied": False}
     if config == "published":
-        return common | training | {
-            "encoder_source": encoder_of(bundle),
-            "image_size": IMAGE_SIZES[bundle],
-            "mif_epochs": 2,
-            **{f"network_settings#{key}": value for key, value in NETWORK.items()},
-            **{f"sampling#{key}": value for key, value in SAMPLING.items()},
-        }
+        return (
+            common
+            | training
+            | {
+                "encoder_source": encoder_of(bundle),
+                "image_size": IMAGE_SIZES[bundle],
+                "mif_epochs": 2,
+                **{f"network_settings#{key}": value for key, value in NETWORK.items()},
+                **{f"sampling#{key}": value for key, value in SAMPLING.items()},
+            }
+        )
     return (
         common
         | {"phantom_subjects": 2, "sampling": dict(SAMPLING)}

@@ -29,7 +29,7 @@ class EpochSampler(DistributedSampler):
         [(0, 3), (1, 3)]
     """
 
-    def __iter__(self) -> Iterator[Epoch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Epoch]:
         return ((index, self.epoch) for index in super().__iter__())
 
 
@@ -42,7 +42,7 @@ def crop_generator(seed: int, subject: str, slice_index: int, epoch: int) -> np.
 def crop_around(image: Tensor, region: Tensor, size: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """A window of a slice around a voxel of its brain, each as likely as any other.
 
-    The window is moved into the slice where it would reach beyond it; a slice that is smaller is padded with background.
+    The window is moved into the slice where it would reach beyond it; a smaller slice is padded with background.
 
     Args:
         image: ``(C, H, W)`` in [-1, 1].
@@ -62,7 +62,8 @@ def crop_around(image: Tensor, region: Tensor, size: int, generator: np.random.G
     """
     voxels = torch.nonzero(region[0] > 0)  # (voxels, 2)
     centre = voxels[int(generator.integers(len(voxels)))].tolist()
-    window, padding = [], []
+    window: list[slice] = []
+    padding: list[int] = []
     for middle, extent in zip(centre, image.shape[1:], strict=True):
         start = min(max(0, middle - size // 2), max(0, extent - size))
         window.append(slice(start, start + size))

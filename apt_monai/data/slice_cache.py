@@ -387,7 +387,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         index, epoch = index if isinstance(index, tuple) else (index, 0)
         i, row = self.index[index]
         study = self.studies[i]
-        sample = {
+        sample: dict[str, Any] = {
             "subject": study.subject,
             "slice": int(study.slices[row]),
             "image": study.image(row),

@@ -84,8 +84,9 @@ class SaveSyntheticStudyd(Transform):
     Intensities: a contrast that was not acquired has no scale of its own, and MR intensities are arbitrary. It takes
     that of an acquired contrast, as the method's :meth:`~apt_monai.methods.base.Method.output_range` says: -1 and 1
     become two raw intensities, linearly between; what would be below 0 becomes 0, as a magnitude never is, unless the
-    range itself is below 0. Only the look within the volume means something. Outside the brain it is exactly 0, and so
-    is an uncertainty, which is in the volume's own units. With ``dtype="int16"`` the largest intensity is stored as 32767 (``scl_slope``, no ``scl_inter``), and a read voxel is at most ``max |intensity| / 65534`` off.
+    range itself is around or below 0. Only the look within the volume means something. Outside the brain it is exactly
+    0, and so is an uncertainty, which is in the volume's own units. With ``dtype="int16"`` the largest intensity is
+    stored as 32767 (``scl_slope``, no ``scl_inter``), and a read voxel is at most ``max |intensity| / 65534`` off.
 
     The same input gives the same bytes. A file is complete or not there, and the sidecar is written last: a volume
     without one is not finished.

@@ -1,4 +1,4 @@
-"""What a trained direct method knows of its contrasts beside its weights: how wide an interval is, how spread a volume."""
+"""What a trained direct method knows beside its weights: how wide an interval is, how spread a contrast's volume."""
 
 from __future__ import annotations
 

@@ -159,9 +159,7 @@ class DirectDenoiser(Denoiser):
         (torch.Size([1, 2, 8, 8]), 0.0, 0.0)
     """
 
-    def __init__(
-        self, network: nn.Module, precision: str = "float32", multiple: int = 1, gain: float = 1.0
-    ) -> None:
+    def __init__(self, network: nn.Module, precision: str = "float32", multiple: int = 1, gain: float = 1.0) -> None:
         super().__init__()
         self.network = network
         self.precision = precision
@@ -183,7 +181,9 @@ class DirectDenoiser(Denoiser):
             clean = clean.where(conditions.brain | known, -1.0)
             log_scale = log_scale.where(conditions.brain, 0.0)
             unknown = unknown & conditions.brain
-        return Prediction(clean, torch.cat([clean, log_scale], dim=1), (log_scale.exp() / self.gain).where(unknown, 0.0))
+        return Prediction(
+            clean, torch.cat([clean, log_scale], dim=1), (log_scale.exp() / self.gain).where(unknown, 0.0)
+        )
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return x0
