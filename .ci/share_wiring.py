@@ -2,8 +2,8 @@
 
 A MONAI bundle is self-contained, so what is the same in all of them is in each; apt_brats's is the source. Shared are,
 but for the bundle's name in them: the end of train, published, inference and evaluate.yaml, from the line
-``# --- from here on`` (above it are the values in which datasets differ), all other configs but those in OWN, the licence, the page on
-MONAI's commands and the untrained encoder. tests/test_bundle_pair.py says where they differ.
+``# --- from here on`` (above it are the values in which datasets differ), all other configs but those in OWN, the
+licence, the page on MONAI's commands and the untrained encoder. tests/test_bundle_pair.py says where they differ.
 
 Plain standard library.
 """

@@ -1,4 +1,4 @@
-"""The demo: the whole method on phantoms, for either dataset, and what comes out of it.
+"""The demo: our own method trained on phantoms, for either dataset, and what comes out of it and of shipped weights.
 
 What is learned and synthesised is so by the bundle's own commands; each is printed before it runs.
 """
@@ -28,11 +28,11 @@ from apt_monai.visualize import draw_volume
 
 DEMO_SEED = 1  # of the phantom: the shipped weights were trained on that of seed 0, so every subject is new to them
 
-OWN, SHIPPED, DIRECT = "own", "shipped", "direct"  # whose weights: also the names of folders
+OWN, SHIPPED, PUBLISHED = "own", "shipped", "published"  # whose weights: also the names of folders
 
 RESEARCH_NOTICE = """\
-These are digital phantoms, not patients, and the vision encoder is untrained: the figures show that the method runs,
-not how well it does on patients. Research software, not a medical device: not for diagnosis or treatment."""
+These are digital phantoms, not patients: the figures show that the method runs, not how well it does on patients.
+Research software, not a medical device: not for diagnosis or treatment."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -50,15 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 class Demo:
-    """The whole method on phantoms, step by step; what is learned and synthesised is so by the bundle's own commands.
+    """Training, synthesis and evaluation on phantoms, step by step, each by the bundle's own commands.
 
     Args:
         out: the demo's folder.
         dataset: whose bundle, and so whose contrasts: ``"brats"`` or ``"adni"``.
         subjects: how many phantoms, 3 or more.
         spacing: their voxel edge in mm; None: as in demo.yaml.
-        iterations: of the diffusion model's training; None: as in demo.yaml.
-        unroll_iterations: N, the iterations of stage 2.
+        iterations: of the training; None: as in demo.yaml.
+        unroll_iterations: N, the iterations of stage 2, of the published method.
         slices_per_subject: how many slices of each test subject are evaluated.
 
     Raises:
@@ -83,7 +83,7 @@ class Demo:
         self.spacing: float = sizes["phantom_spacing"] if spacing is None else spacing
         self.iterations = iterations
         self.slices_per_subject = slices_per_subject
-        # What makes synthesis fast enough for a demo; the configs' defaults are the paper's
+        # What makes the published method fast enough for a demo
         self.sampling: dict[str, Any] = {
             "guidance_scale": 0.0,  # a third of the cost, see TwoStageInferer
             "sampling_steps": 5,
@@ -91,7 +91,7 @@ class Demo:
         }
         bundle = self.training_configs[0].parents[1]
         self.models = {OWN: self.out / "model"}
-        for weights, method in ((SHIPPED, "published"), (DIRECT, "direct")):
+        for weights, method in ((SHIPPED, "direct"), (PUBLISHED, "published")):
             folder = bundle / places.SHIPPED[method]
             if (folder / places.LAST_WRITTEN).is_file():
                 self.models[weights] = folder
@@ -117,7 +117,7 @@ class Demo:
         write_phantom_dataset(self.out / "data", self.contrasts.name, self.subjects, DEMO_SEED, self.spacing)
 
     def train(self) -> None:
-        """Both networks and the codebook, in OUT/model."""
+        """The network, in OUT/model."""
         overrides: dict[str, Any] = {
             "dataset_dir": self.out / "data",
             "model_dir": self.out / "model",
@@ -128,11 +128,11 @@ class Demo:
         run_bundle("training", self.training_configs, overrides)
 
     def synthesise(self, weights: str) -> None:
-        """The contrasts that studies lack, in OUT/synthetic: of all with the shipped weights, of one with our own."""
+        """The contrasts that studies lack, in OUT/synthetic; by the published method, which is slow, of one study."""
         incoming = self.out / "incoming"
         missing = self.hide_contrasts(incoming)
         overrides = {
-            "dataset_dir": incoming / next(iter(missing)) if weights == OWN and SHIPPED in self.models else incoming,
+            "dataset_dir": incoming / next(iter(missing)) if weights == PUBLISHED else incoming,
             "model_dir": self.models[weights],
             "output_dir": self.out / "synthetic" / weights,
         }
@@ -158,7 +158,7 @@ class Demo:
 
     def sampling_of(self, weights: str) -> dict[str, Any]:
         """What makes the published method fast enough for a demo; ours is."""
-        return {} if weights == DIRECT else {"sampling": self.sampling}
+        return {"sampling": self.sampling} if weights == PUBLISHED else {}
 
     def missing_contrasts(self) -> dict[str, str]:
         """The contrast that each of up to two test subjects is to lack, another one each, by subject."""
@@ -209,16 +209,17 @@ class Demo:
 {demo_table(results, self.contrasts)}
 
 PSNR in dB / SSIM of each contrast from all others, over the whole slice; {slices} slices of {subjects} subjects.
-U: the conditional diffusion model; +A: from the codebook's prior; +I: with the iterations of stage 2.
-Sampled without guidance and with a short stage 2, to be quick; the bundle's own settings are slower and better.
-Of the weights, "{OWN}" are this demo's short training, "{SHIPPED}" those that come with the bundle.
+copy: an acquired contrast in the missing one's place, the best that there was on other subjects; direct: our own method.
+Of the weights, "{OWN}" are this demo's short training, "{SHIPPED}" those that come with the bundle, which have seen phantoms of
+many scanners; "{PUBLISHED}" are shipped weights of the paper's method (U: the conditional diffusion model; +A: from the
+codebook's prior; +I: with the iterations of stage 2), sampled without guidance and briefly, to be quick; its own settings
+are slower and better, and the demo leaves its training out.
 
 Pictures
   synthetic volumes beside the acquired ones    {out}/pictures/*.png
-  acquired, prior, synthesised, error map       {out}/eval/*/panel.png
-  the prior codebook                            {out}/model/codebook.png
+  acquired, synthesised, error map, uncertainty {out}/eval/*/panel.png
 NIfTI files, each with a JSON file that says where it comes from
-  synthetic volumes                             {out}/synthetic/*/*/*_SYNTHETIC.nii.gz
+  synthetic volumes, and their uncertainty      {out}/synthetic/*/*/*_SYNTHETIC*.nii.gz
   what they were made from                      {out}/incoming
   what was held back                            {out}/data
 Tables with standard deviations, brain and tumour alone
