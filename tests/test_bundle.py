@@ -71,8 +71,6 @@ def model_without(trained: Path, folder: Path, *names: str) -> dict[str, Any]:
     """A copy of the trained model without some files, to train those again from the same data."""
     model = folder / "model"
     shutil.copytree(trained / "model", model, ignore=shutil.ignore_patterns(*names))
-    settings = json.loads((model / "model.json").read_text()) | {"trained_on": "studies"}
-    (model / "model.json").write_text(json.dumps(settings))
     return {"model_dir": str(model), "work_dir": str(folder / "work"), "dataset_dir": str(trained / "work" / PHANTOM)}
 
 

@@ -209,11 +209,11 @@ class Demo:
 {demo_table(results, self.contrasts)}
 
 PSNR in dB / SSIM of each contrast from all others, over the whole slice; {slices} slices of {subjects} subjects.
-copy: an acquired contrast in the missing one's place, the best that there was on other subjects; direct: our own method.
-Of the weights, "{OWN}" are this demo's short training, "{SHIPPED}" those that come with the bundle, which have seen phantoms of
-many scanners; "{PUBLISHED}" are shipped weights of the paper's method (U: the conditional diffusion model; +A: from the
-codebook's prior; +I: with the iterations of stage 2), sampled without guidance and briefly, to be quick; its own settings
-are slower and better, and the demo leaves its training out.
+copy: an acquired contrast in the missing one's place, the best that there was on other subjects; direct: our method.
+Of the weights, "{OWN}" are this demo's short training; "{SHIPPED}" come with the bundle and have seen phantoms of many
+scanners; "{PUBLISHED}" are shipped weights of the paper's method (U: the conditional diffusion model; +A: from the
+codebook's prior; +I: with the iterations of stage 2), sampled without guidance and briefly, to be quick: its own
+settings are slower and better. The demo leaves its training out.
 
 Pictures
   synthetic volumes beside the acquired ones    {out}/pictures/*.png

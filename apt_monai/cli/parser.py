@@ -341,6 +341,10 @@ def _demo(commands: Any) -> None:
         help="of the training (default: as demo.yaml says)",
     )
     demo.add_argument(
-        "--unroll-iterations", type=at_least(0), default=4, metavar="N", help="of stage 2 of the published method; the paper has 50"
+        "--unroll-iterations",
+        type=at_least(0),
+        default=4,
+        metavar="N",
+        help="of the published stage 2; the paper has 50",
     )
     demo.add_argument("--slices-per-subject", type=at_least(1), default=1, metavar="N", help="to evaluate")

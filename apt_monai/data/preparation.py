@@ -16,6 +16,7 @@ from apt_monai.data.slice_cache import SliceCache, encode_slices
 from apt_monai.data.splits import load_split, save_split, split_subjects
 from apt_monai.distributed import is_lead, lead_first, own_share
 from apt_monai.phantom import write_phantom_dataset
+from apt_monai.phantom.datasets import RECORD_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,17 @@ def find_studies(
             logger.warning("phantom study %s: %s is left out, to be synthesised", study["subject"], left_out)
             del study[left_out]
     return studies
+
+
+def is_phantom(dataset_dir: str | Path | None) -> bool:
+    """Whether a dataset folder, as :func:`find_studies` takes it, holds digital phantoms and not patients.
+
+    Example::
+
+        >>> is_phantom(None), is_phantom(".")
+        (True, False)
+    """
+    return dataset_dir is None or (Path(dataset_dir) / RECORD_NAME).is_file()
 
 
 def find_split(
