@@ -12,9 +12,10 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from tiny_bundle import files_of, run, workflow
+from tiny_bundle import configs_of, files_of, run, workflow
 
 from apt_monai.data.readers import read_studies
+from apt_monai.files import file_sha256
 from apt_monai.models import load
 
 BUNDLE = "apt_adni"
@@ -84,3 +85,38 @@ def test_inference_and_evaluation_are_the_same_commands(trained: Path, tmp_path:
 
 def test_monais_required_properties_are_there(trained: Path) -> None:
     assert training(trained / "model", trained / "work").check_properties() == []
+
+
+def test_a_training_goes_on_from_trained_weights_with_their_network_and_scale(trained: Path, tmp_path: Path) -> None:
+    places = {"model_dir": str(tmp_path / "model"), "work_dir": str(tmp_path / "work")}
+    data = {"dataset_dir": str(trained / "work" / PHANTOM), "start_from": str(trained / "model")}
+    sizes = {"crop": 16, "iterations": 6, "validation_subjects": 1, "device": "cpu"}
+    still = {"learning_rate": 0.0, "val_interval": 100}
+    made = ConfigWorkflow(
+        config_file=[str(configs_of(BUNDLE) / name) for name in ("train.yaml", "tune.yaml")],
+        logging_file=False,
+        run_id="training",
+        workflow_type="train",
+        **places,
+        **data,
+        **sizes,
+        **still,
+    )
+    made.initialize()
+    made.run()
+    before, after = (torch.load(f / "model" / "model.pt", weights_only=True) for f in (trained, tmp_path))
+    for key in before:
+        torch.testing.assert_close(after[key], before[key])  # a learning rate of 0
+    settings = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert settings["network"] == json.loads((trained / "model" / "model.json").read_text())["network"]
+    assert settings["started_from"]["model_sha256"] == file_sha256(trained / "model" / "model.pt")
+    assert settings["trained_on"] == settings["started_from"]["trained_on"] == "digital phantom"
+
+
+def test_weights_of_another_network_or_scale_are_no_start(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught:
+        training(tmp_path / "model", tmp_path / "work", start_from=str(trained / "model"), gain=1.0)
+    cause = caught.value
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    assert "begin with a model of other settings (gain: 2.0 there, 1.0 now)" in str(cause)
