@@ -24,10 +24,11 @@ VERSION = 1  # raise it with every change of what comes out, so that caches made
 class StudyPreprocessing(Compose):
     """Load a study, orient it to RAS, scale its intensities to [-1, 1] and fit its slices to a grid.
 
-    The grid is ``size`` × ``size``, or, without a size, the box of the brain at the scan's own voxels. Takes a study
-    (see :class:`LoadStudyd`) and returns the loaded study: ``"subject"``, ``"image"`` ``(C, H, W, Z)`` float32 in [-1, 1] with background and absent contrasts exactly -1, axial slices along the
-    last axis; ``"available"`` ``(C,)`` bool; ``"region"`` ``(1, H, W, Z)`` uint8; ``"intensity_range"``
-    ``(C, 2)``; ``"paths"``.
+    The grid is ``size`` × ``size``, or, without a size, the box of the brain at the scan's own voxels.
+
+    Takes a study (see :class:`LoadStudyd`) and returns the loaded study: ``"subject"``, ``"image"`` ``(C, H, W, Z)``
+    float32 in [-1, 1] with background and absent contrasts exactly -1, axial slices along the last axis;
+    ``"available"`` ``(C,)`` bool; ``"region"`` ``(1, H, W, Z)`` uint8; ``"intensity_range"`` ``(C, 2)``; ``"paths"``.
 
     Args:
         contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
