@@ -198,13 +198,13 @@ def flicker(prediction: Tensor, truth: Tensor, brain: Tensor, indices: Sequence[
     return energies[0] / energies[1] if energies[1] else float("nan")
 
 
-def coverage(prediction: Tensor, truth: Tensor, half_width: Tensor, region: Tensor) -> float:
-    """The share of the region's voxels whose truth lies within the prediction ± its half width.
+def coverage(lower: Tensor, upper: Tensor, truth: Tensor, region: Tensor) -> float:
+    """The share of the region's voxels whose truth lies in an interval, its ends included.
 
     Args:
-        prediction: (B, 1, H, W) in [0, 1].
+        lower: (B, 1, H, W) in [0, 1], the intervals' lower ends.
+        upper: (B, 1, H, W) in [0, 1], the upper ones.
         truth: (B, 1, H, W) in [0, 1].
-        half_width: (B, 1, H, W), at least 0.
         region: (B, 1, H, W) bool.
 
     Returns:
@@ -216,13 +216,11 @@ def coverage(prediction: Tensor, truth: Tensor, half_width: Tensor, region: Tens
     Example::
 
         >>> truth = torch.linspace(0, 1, 16).reshape(1, 1, 4, 4)
-        >>> coverage(torch.full_like(truth, 0.5), truth, torch.full_like(truth, 0.25), truth >= 0)
+        >>> coverage(torch.full_like(truth, 0.25), torch.full_like(truth, 0.75), truth, truth >= 0)
         0.5
     """
-    region = _check(prediction, truth, region)
-    if half_width.shape != truth.shape or not (half_width >= 0).all():
-        raise ValueError(f"half_width has shape {tuple(half_width.shape)}: must be {tuple(truth.shape)}, at least 0")
-    within = (truth.double() - prediction.double()).abs() <= half_width.double()
+    region = _check(lower, truth, region) & _check(upper, truth, region)
+    within = (lower <= truth) & (truth <= upper)
     return float(within[region].double().mean())
 
 

@@ -20,7 +20,7 @@ NAMED = {"bundle_root", "work_dir"}
 DIFFERS = {
     "train.yaml": {"bundle_root", "model_dir", "contrasts", "test_subjects", "iterations"} | SAMPLING,
     "inference.yaml": NAMED | {"synthesizer#model", "phantom_spacing"},
-    "evaluate.yaml": NAMED | {"model", "phantom_spacing", "slices_per_subject"},
+    "evaluate.yaml": NAMED | {"model", "phantom_spacing"},
     "demo.yaml": {"phantom_spacing"},
     "infer.json": {"network_def#in_channels", "network_def#out_channels"},
 }

@@ -36,6 +36,7 @@ METHODS_UNDER_TEST: dict[str, Callable[[], Method]] = {
     "apt without a prior": lambda: make_method(encoder=CountingEncoder(), codebook=None),
     "direct": make_direct,
     "copy": lambda: Copy(PREPROCESSING),
+    "copy with a ranking": lambda: Copy(PREPROCESSING, {"flair": ["t1ce", "t2"], "t2": ["flair"]}),
     "prior": lambda: Prior(PREPROCESSING, codebook()),
 }
 every_method = pytest.mark.parametrize("make", METHODS_UNDER_TEST.values(), ids=METHODS_UNDER_TEST)
@@ -167,3 +168,12 @@ def test_the_noised_slice_and_the_timestep_are_not_looked_at() -> None:
     assert torch.equal(seen[0], seen[1]) and seen[0].shape == (2, 8, 8, 8)
     assert (seen[0][:, :4][~available] == 0).all()
     assert torch.equal(seen[0][:, 4:, 0, 0] > 0, available)
+
+
+def test_a_ranking_says_what_is_copied_and_the_rule_of_weighting_what_it_leaves_open() -> None:
+    copied = Copy(PREPROCESSING, {"flair": ["t1ce", "t2"]})
+    assert copied.source("flair", ["t1", "t1ce", "t2"]) == "t1ce"
+    assert copied.source("flair", ["t1"]) == Copy(PREPROCESSING).source("flair", ["t1"])
+    assert copied.source("t1ce", ["flair", "t1"]) == "t1"
+    with pytest.raises(ValueError, match="unknown contrast 'pd'"):
+        Copy(PREPROCESSING, {"flair": ["pd"]})

@@ -59,10 +59,14 @@ class MethodSlices:
             brain: ``(S, 1, X, Y)`` bool, of the reference.
 
         Returns:
-            The same, ``(S, C, X, Y)`` float32 in [0, 1] (the uncertainty at least 0); 0 outside the brain.
+            The same, ``(S, C, X, Y)`` float32 in [0, 1] (the uncertainty at least 0); 0 outside the brain. With an
+            uncertainty also ``"lower"`` and ``"upper"``, the ends of the interval, which are clipped as the truth is.
         """
         entry, truth = self.entries[number], self.slices.entries[number]
         found = {key: on_truth_scale(result[key], entry, truth, brain) for key in ("image", "prior") if key in result}
         if "uncertainty" in result:
-            found["uncertainty"] = width_on_truth_scale(result["uncertainty"], entry, truth, brain)
+            image, width = result["image"], result["uncertainty"]
+            found["uncertainty"] = width_on_truth_scale(width, entry, truth, brain)
+            found["lower"] = on_truth_scale(image - width, entry, truth, brain)
+            found["upper"] = on_truth_scale(image + width, entry, truth, brain)
         return found

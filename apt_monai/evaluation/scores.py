@@ -72,7 +72,8 @@ def score_study(
     Args:
         name: the method's name.
         study: the chosen slices.
-        made: ``"image"`` and, where there is, ``"uncertainty"``, on the acquired grid: ``(S, C, X, Y)``.
+        made: ``"image"`` and, where there are, ``"lower"`` and ``"upper"``, the ends of the 90 % interval, on the
+            acquired grid: ``(S, C, X, Y)``.
         contrasts: the contrast set.
         acquired: what the method was given.
         seconds: of each slice.
@@ -100,10 +101,9 @@ def _scores(study: StudySlices, made: Mapping[str, torch.Tensor], channel: int) 
         scores[f"psnr_{key}"] = psnr(prediction, truth, where).tolist()
         scores[f"ssim_{key}"] = ssim(prediction, truth, where).tolist()
     scores["structure"] = psnr(monotone_match(prediction, truth, brain), truth).tolist()
-    width = one(made["uncertainty"]) if "uncertainty" in made else None
     of_study = {
         "detail": detail(prediction, clean, brain),
         "flicker": flicker(prediction, clean, brain, study.indices),
-        "coverage": math.nan if width is None else coverage(prediction, truth, width, brain),
+        "coverage": coverage(one(made["lower"]), one(made["upper"]), truth, brain) if "lower" in made else math.nan,
     }
     return scores | {key: [value] * len(truth) for key, value in of_study.items()}

@@ -104,6 +104,7 @@ class EvaluationSlices:
         self.contrasts = get_contrast_set(contrasts)
         self.batch_size = batch_size
         self.preprocessing = StudyPreprocessing(self.contrasts, size=None)
+        self._known: dict[tuple[str, str | None], list[CachedStudy]] = {}
         self.entries = self.cached(self.preprocessing)
         self.rows = [_choose(entry, slices_per_subject, seed, min_brain_fraction) for entry in self.entries]
         self._noiseless = self._opened(noiseless) if noiseless else self.entries
@@ -114,7 +115,10 @@ class EvaluationSlices:
 
     def cached(self, preprocessing: StudyPreprocessing, encoder: VisionEncoder | None = None) -> list[CachedStudy]:
         """The studies' entries in the cache, every slice, for a preprocessing; all ranks reach this together."""
-        return self._prepared(self.studies, preprocessing, encoder)
+        key = preprocessing.fingerprint, None if encoder is None else str(encoder.fingerprint)
+        if key not in self._known:
+            self._known[key] = self._prepared(self.studies, preprocessing, encoder)
+        return self._known[key]
 
     def _prepared(
         self, studies: Sequence[Mapping[str, str]], preprocessing: StudyPreprocessing, encoder: VisionEncoder | None

@@ -60,9 +60,8 @@ def draw_synthesis(
 ) -> Path:
     """The qualitative panel (Figs. 4 and 5): a row a target with truth, prior, synthesised images and error maps.
 
-    Error maps are the absolute difference to the truth, on a fixed scale from 0 to 0.3; so is the uncertainty of the
-    methods that give one, beside them. All images are cropped to the
-    same box around the brain.
+    Error maps are the absolute difference to the truth, on a fixed scale from 0 to 0.3; on the same scale, beside them,
+    is the uncertainty of the methods that give one. All images are cropped to the same box around the brain.
 
     Args:
         path: the picture, ``.png`` or another format of matplotlib's.
