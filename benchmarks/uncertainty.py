@@ -73,10 +73,12 @@ def main() -> None:
                 inside = (known >= made["lower"][:, c]) & (known <= made["upper"][:, c])
                 one["covered"].append(float(inside[brain].double().mean()))  # type: ignore[arg-type]
                 one["width"].append(cubes(made["uncertainty"][:, c], brain, edges))  # type: ignore[arg-type]
-                error = (made["image"][:, c] - known).square()
-                one["error"].append(np.sqrt(cubes(error, brain, edges)))  # type: ignore[arg-type]
+                squared = (made["image"][:, c] - known).square()
+                one["error"].append(np.sqrt(cubes(squared, brain, edges)))
     rows = {}
-    print(f"| case | covered | Spearman | widest tenth / narrowest |\n| --- | --- | --- | --- |   {len(studies)} subjects")
+    print(
+        f"| case | covered | Spearman | widest tenth / narrowest |\n| --- | --- | --- | --- |   {len(studies)} subjects"
+    )
     for case, values in sorted(found.items()):
         width, error = np.concatenate(values["width"]), np.concatenate(values["error"])
         order = np.argsort(width)

@@ -21,7 +21,7 @@ DIFFERS = {
     "train.yaml": {"bundle_root", "model_dir", "contrasts", "test_subjects"},
     "published.yaml": {"model_dir", "iterations"} | SAMPLING,
     "inference.yaml": NAMED | {"synthesizer#model", "phantom_spacing"},
-    "evaluate.yaml": NAMED | {"model", "phantom_spacing", "slices_per_subject"},
+    "evaluate.yaml": NAMED | {"model", "phantom_spacing"},
     "demo.yaml": set(),
     "demo_published.yaml": {"phantom_spacing"},
     "infer.json": {"network_def#in_channels", "network_def#out_channels"},

@@ -370,6 +370,16 @@ def test_evaluate_is_the_bundles_evaluation_of_the_models_dataset(ran: list[list
     assert found == {key: str(tmp_path / name) for key, name in paths.items()} | {"--cases": "all"}
 
 
+def test_evaluate_against_further_models_names_their_folders(ran: list[list[str]], tmp_path: Path) -> None:
+    write_study(tmp_path / "data" / "a", ADNI)
+    model = write_untrained_model(tmp_path / "model", "apt_adni")
+    options = ["--dataset", "adni", "--against", "published", "--against", str(model)]
+    assert main(["evaluate", str(tmp_path / "data"), *options]) == 0
+    compared = json.loads(overrides_of(ran[0])["--compared"])
+    assert compared[0].endswith("published") and compared[1] == str(model)
+    assert main(["evaluate", str(tmp_path / "data"), "--dataset", "adni", "--against", str(tmp_path / "none")]) != 0
+
+
 # synthesize
 
 
@@ -642,7 +652,7 @@ def test_demo_takes_its_sizes_from_the_datasets_bundle(contrasts: ContrastSet, t
 
 
 def test_incoming_studies_lack_one_contrast_each_and_are_copied_once(tmp_path: Path) -> None:
-    made = Demo(tmp_path, "brats", subjects=4, spacing=10, iterations=1, unroll_iterations=0, slices_per_subject=1)
+    made = Demo(tmp_path, "brats", subjects=4, spacing=10, iterations=1, unroll_iterations=0, slices_per_subject=2)
     made.make_phantoms()
     names = [f"BraTS2021_{i:05d}" for i in range(4)]
     split = {"train": names[:1], "validation": names[1:2], "test": names[2:], "unused": []}
@@ -683,7 +693,7 @@ def test_table_has_a_row_for_each_weights_and_method() -> None:
 def test_demo_goes_from_phantoms_to_a_table_and_a_second_run_repeats_nothing(dataset: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "apt_monai", "demo", str(tmp_path / "demo"), "--subjects", "4", "--spacing", "10"]
     command += ["--dataset", dataset]
-    command += ["--iterations", "2", "--unroll-iterations", "1", "--slices-per-subject", "1"]
+    command += ["--iterations", "2", "--unroll-iterations", "1", "--slices-per-subject", "2"]
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr[-3000:]
     summary = first.stdout.split("== Result")[1]

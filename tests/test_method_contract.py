@@ -37,6 +37,7 @@ METHODS_UNDER_TEST: dict[str, Callable[[], Method]] = {
     "apt without a prior": lambda: make_method(encoder=CountingEncoder(), codebook=None),
     "direct": make_direct,
     "copy": lambda: Copy(PREPROCESSING),
+    "copy with a ranking": lambda: Copy(PREPROCESSING, {"flair": ["t1ce", "t2"], "t2": ["flair"]}),
     "prior": lambda: Prior(PREPROCESSING, codebook()),
 }
 every_method = pytest.mark.parametrize("make", METHODS_UNDER_TEST.values(), ids=METHODS_UNDER_TEST)
@@ -196,3 +197,12 @@ def test_a_missing_contrasts_range_has_the_sources_median_and_its_own_spread() -
     assert method.output_range("flair", standardised) == ("t1", (-3.0, 3.0))
     assert make_direct().output_range("flair", ranges) == ("t2", (-200.0, 1400.0))
     assert METHODS_UNDER_TEST["copy"]().output_range("flair", ranges) == ("t2", (-200.0, 1400.0))
+
+
+def test_a_ranking_says_what_is_copied_and_the_rule_of_weighting_what_it_leaves_open() -> None:
+    copied = Copy(PREPROCESSING, {"flair": ["t1ce", "t2"]})
+    assert copied.source("flair", ["t1", "t1ce", "t2"]) == "t1ce"
+    assert copied.source("flair", ["t1"]) == Copy(PREPROCESSING).source("flair", ["t1"])
+    assert copied.source("t1ce", ["flair", "t1"]) == "t1"
+    with pytest.raises(ValueError, match="unknown contrast 'pd'"):
+        Copy(PREPROCESSING, {"flair": ["pd"]})

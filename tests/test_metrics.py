@@ -1,7 +1,8 @@
-"""Tests of apt_monai.metrics, against scikit-image."""
+"""Tests of apt_monai.metrics, against scikit-image and naive versions."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from apt_monai.metrics import psnr, ssim
+from apt_monai.metrics import coverage, detail, erode, flicker, monotone_match, psnr, ssim
 
 SKIMAGE = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
 
@@ -119,3 +120,79 @@ def test_wrong_inputs_are_refused(metric: Callable[..., Tensor], truth: Tensor, 
 def test_slice_smaller_than_the_window_has_no_ssim() -> None:
     with pytest.raises(ValueError, match="at least 11"):
         ssim(torch.zeros(1, 1, 10, 20), torch.zeros(1, 1, 10, 20))
+
+
+def naive_erosion(region: np.ndarray) -> np.ndarray:
+    """Voxels whose 5 × 5 neighbourhood lies in the slice and the region."""
+    inside = np.zeros_like(region)
+    for x in range(2, region.shape[0] - 2):
+        for y in range(2, region.shape[1] - 2):
+            inside[x, y] = region[x - 2 : x + 3, y - 2 : y + 3].all()
+    return inside
+
+
+def test_erosion_is_that_of_the_naive_one(region: Tensor) -> None:
+    for found, whole in zip(erode(region), region, strict=True):
+        np.testing.assert_array_equal(found[0].numpy(), naive_erosion(whole[0].numpy()))
+
+
+def test_detail_is_the_ratio_of_the_naive_sums_of_squared_differences(
+    prediction: Tensor, truth: Tensor, region: Tensor
+) -> None:
+    sums = [0.0, 0.0]
+    for p, t, r in arrays(prediction, truth, region):
+        inside = naive_erosion(r > 0)
+        for x, y in np.argwhere(inside):
+            for neighbour in ((x + 1, y), (x, y + 1)):
+                if neighbour[0] < p.shape[0] and neighbour[1] < p.shape[1] and inside[neighbour]:
+                    for i, image in enumerate((p, t)):
+                        sums[i] += (image[neighbour] - image[x, y]) ** 2
+    assert detail(prediction, truth, region) == pytest.approx(sums[0] / sums[1], rel=1e-9)
+    assert detail(truth, truth, region) == 1
+    assert np.isnan(detail(prediction, torch.zeros_like(truth), region))
+
+
+def test_flicker_is_of_neighbouring_slices_alone(prediction: Tensor, truth: Tensor, region: Tensor) -> None:
+    slices = arrays(prediction, truth, region)
+    sums = [0.0, 0.0]
+    (a_prediction, a_truth, a_region), (b_prediction, b_truth, b_region) = slices[1:]
+    both = naive_erosion(a_region > 0) & naive_erosion(b_region > 0)
+    sums = [((b - a)[both] ** 2).sum() for a, b in ((a_prediction, b_prediction), (a_truth, b_truth))]
+    assert flicker(prediction, truth, region, [3, 7, 8]) == pytest.approx(sums[0] / sums[1], rel=1e-9)
+    assert flicker(truth, truth, region, [3, 4, 5]) == 1
+    assert np.isnan(flicker(prediction, truth, region, [3, 5, 7]))
+
+
+def test_the_monotone_curve_is_the_best_of_all_on_few_values(truth: Tensor) -> None:
+    """On four values, against a search through all curves of 21 levels."""
+    generator = torch.Generator().manual_seed(2)
+    prediction = torch.randint(0, 4, truth.shape, generator=generator) / 4
+    target = ((1 - prediction) ** 2 * 0.5 + 0.5 * torch.rand(truth.shape, generator=generator)).clamp(0, 1)
+    everywhere = torch.ones(truth.shape, dtype=torch.bool)
+    error = float(((monotone_match(prediction, target, everywhere) - target) ** 2).mean())
+    levels = np.linspace(0, 1, 21)
+    best = min(
+        sum(float(((target[prediction == k / 4] - curve[k]) ** 2).sum()) for k in range(4)) / target.numel()
+        for curve in itertools.combinations_with_replacement(levels, 4)
+    )
+    assert best - 1e-3 < error <= best + 1e-9
+
+
+def test_the_monotone_curve_undoes_a_rising_curve_and_leaves_the_rest(truth: Tensor, region: Tensor) -> None:
+    bent = truth**0.5
+    matched = monotone_match(bent, truth, region)
+    assert (psnr(matched.float(), truth, region) > 45).all()
+    assert torch.equal(matched[~region], bent.double()[~region])
+    constant = monotone_match(torch.full_like(truth, 0.25), truth, region)
+    assert constant[region].unique().item() == pytest.approx(float(truth[region].double().mean()))
+
+
+def test_coverage_counts_what_lies_in_the_interval(prediction: Tensor, truth: Tensor, region: Tensor) -> None:
+    lower, upper = (prediction - 0.05).clamp(0, 1), (prediction + 0.05).clamp(0, 1)
+    counted = [
+        low <= value <= high
+        for *images, where in arrays(lower, truth, upper, region)
+        for low, value, high in np.stack(images, axis=-1)[where > 0]
+    ]
+    assert coverage(lower, upper, truth, region) == pytest.approx(np.mean(counted))
+    assert np.isnan(coverage(lower, upper, truth, torch.zeros_like(region)))

@@ -81,7 +81,7 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
     return (
         common
         | {"phantom_subjects": 2, "sampling": dict(SAMPLING)}
-        | ({"slices_per_subject": 2} if config == "evaluate" else {})
+        | ({"slices_per_subject": 2, "validation_phantoms": 1} if config == "evaluate" else {})
     )
 
 

@@ -297,6 +297,13 @@ def _evaluate(commands: Any) -> None:
         "--cases", choices=["all"], help="every subset of acquired contrasts (default: each contrast from all others)"
     )
     evaluate.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar=f"{{{','.join(SHIPPED)}}}|DIR",
+        help="a further model whose rows are in the same table: a method's, or that in a folder; repeatable",
+    )
+    evaluate.add_argument(
         "--out", type=Path, default=Path("eval"), metavar="DIR", help="the folder; continued if interrupted"
     )
     evaluate.add_argument(
@@ -347,4 +354,6 @@ def _demo(commands: Any) -> None:
         metavar="N",
         help="of the published stage 2; the paper has 50",
     )
-    demo.add_argument("--slices-per-subject", type=at_least(1), default=1, metavar="N", help="to evaluate")
+    demo.add_argument(
+        "--slices-per-subject", type=at_least(2), default=2, metavar="N", help="to evaluate, an even number"
+    )

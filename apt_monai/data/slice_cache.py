@@ -442,6 +442,18 @@ def _features(study: CachedStudy, encoder_fingerprint: str) -> Tensor:
     return torch.from_numpy(np.array(features))
 
 
+def subject_generator(seed: int, subject: str) -> np.random.Generator:
+    """Random numbers from (seed, subject) alone.
+
+    Example::
+
+        >>> bool(subject_generator(0, "a").random() == subject_generator(0, "a").random())
+        True
+    """
+    entropy = hashlib.sha256(f"{seed}/{subject}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(entropy, "big"))
+
+
 def _spread(study: CachedStudy, count: int, seed: int) -> list[int]:
     """``count`` rows of a study, one from each of as many equal stretches, from (seed, subject) alone."""
     if count > len(study):
@@ -449,8 +461,7 @@ def _spread(study: CachedStudy, count: int, seed: int) -> list[int]:
             f"study {study.subject!r} has {len(study)} slices in the cache, fewer than slices_per_subject={count}; "
             "take fewer a subject or exclude the study"
         )
-    entropy = hashlib.sha256(f"{seed}/{study.subject}".encode()).digest()
-    generator = np.random.default_rng(int.from_bytes(entropy, "big"))
+    generator = subject_generator(seed, study.subject)
     edges = [i * len(study) // count for i in range(count + 1)]
     return [int(generator.integers(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from apt_monai.evaluation.scores import REGIONS, Row
+from apt_monai.evaluation.scores import SCORES, Row
 
 
 def aggregate_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -21,13 +21,20 @@ def aggregate_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         subjects = sorted({row.subject for row in group})
         entry: dict[str, Any] = {"method": method, "acquired": acquired, "target": target}
         entry |= {"subjects": len(subjects), "slices": len(group)}
-        for score in (f"{metric}_{region}" for region in REGIONS for metric in ("psnr", "ssim")):
-            by_subject = [[getattr(row, score) for row in group if row.subject == subject] for subject in subjects]
-            means = [mean(values) for values in by_subject]
+        for score in SCORES:
+            means = list(subject_means(group, score).values())
             entry[f"{score}_mean"], entry[f"{score}_std"] = mean(means), std(means)
             entry[f"{score}_subjects"] = sum(not math.isnan(value) for value in means)
         aggregate.append(entry)
     return aggregate
+
+
+def subject_means(rows: Sequence[Row], score: str) -> dict[str, float]:
+    """The mean of a score over each subject's slices, by subject in alphabetical order."""
+    values: dict[str, list[float]] = {subject: [] for subject in sorted({row.subject for row in rows})}
+    for row in rows:
+        values[row.subject].append(getattr(row, score))
+    return {subject: mean(found) for subject, found in values.items()}
 
 
 def mean(values: Sequence[float]) -> float:

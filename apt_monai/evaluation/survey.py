@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from apt_monai.evaluation.fingerprints import tensor_bytes
-from apt_monai.methods import Batch
+from apt_monai.evaluation.slices import EvaluationSlices
 
 
 @dataclass(frozen=True)
@@ -18,25 +17,28 @@ class TestSet:
     sha256: str
     subjects: int
     slices: int
-    example: Batch  # the slice that is drawn, as a batch of one
+    drawn: tuple[int, int]  # the slice that is drawn: its study, its position among that study's chosen slices
 
 
-def survey(loader: Iterable[Batch]) -> TestSet:
-    """Count and hash the test slices (whatever their order or batches), and choose the one to draw."""
+def survey(slices: EvaluationSlices) -> TestSet:
+    """Count and hash the test slices (whatever the studies' order), and choose the one to draw.
+
+    Raises:
+        ValueError: there are none.
+    """
     hashes: list[str] = []
-    subjects: set[str] = set()
     best: tuple[int, int] = (-1, -1)
-    example: Batch = {}
-    for batch in loader:
-        for i, subject in enumerate(batch["subject"]):
-            region = batch["region"][i]
-            text = json.dumps([subject, int(batch["slice"][i])])
-            tensors = [batch[key][i] for key in ("image", "region", "features") if key in batch]
-            hashes.append(hashlib.sha256(text.encode() + b"".join(tensor_bytes(t) for t in tensors)).hexdigest())
-            subjects.add(subject)
+    drawn = (0, 0)
+    for number in range(len(slices.studies)):
+        study = slices.study(number)
+        text = json.dumps([study.subject, study.indices]).encode()
+        tensors = [study.truth, study.region] + ([] if study.noiseless is study.truth else [study.noiseless])
+        hashes.append(hashlib.sha256(text + b"".join(map(tensor_bytes, tensors))).hexdigest())
+        for position, region in enumerate(study.region):
             size = int((region == 2).sum()), int((region > 0).sum())
             if size > best:
-                best, example = size, {key: value[i : i + 1] for key, value in batch.items()}
-    if not hashes:
+                best, drawn = size, (number, position)
+    if not len(slices):
         raise ValueError("there are no test slices to evaluate on: check the dataset and the split")
-    return TestSet(hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest(), len(subjects), len(hashes), example)
+    digest = hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
+    return TestSet(digest, len(slices.studies), len(slices), drawn)

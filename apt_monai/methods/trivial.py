@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,17 @@ class _Trivial(Method):
 
 
 class Copy(_Trivial):
-    """Each missing contrast is a copy of the acquired one whose intensity scale it takes
-    (:meth:`apt_monai.contrasts.ContrastSet.intensity_source`).
+    """Each missing contrast is a copy of the best acquired one.
 
     Args:
         preprocessing: from a study's files to its slices, and back.
+        ranking: by target, the sources, best first, as :func:`apt_monai.evaluation.copy_ranking` finds them on
+            validation studies: the first that was acquired is copied. A target that is not in it, or of whose sources
+            none was acquired, is a copy of the contrast whose intensity scale it takes
+            (:meth:`apt_monai.contrasts.ContrastSet.intensity_source`).
+
+    Raises:
+        ValueError: a name in the ranking is not of the contrast set.
 
     Example::
 
@@ -65,12 +71,26 @@ class Copy(_Trivial):
 
     name = "copy"
 
+    def __init__(self, preprocessing: StudyPreprocessing, ranking: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__(preprocessing)
+        self.ranking = {target: list(sources) for target, sources in (ranking or {}).items()}
+        self.contrasts.check([*self.ranking, *(name for sources in self.ranking.values() for name in sources)])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return super().provenance | {"ranking": self.ranking}
+
+    def source(self, target: str, acquired: Sequence[str]) -> str:
+        """The acquired contrast that is copied for a target."""
+        best = (name for name in self.ranking.get(target, ()) if name in acquired)
+        return next(best, None) or self.contrasts.intensity_source(target, acquired)
+
     def fill(self, batch: Batch, available: torch.Tensor) -> torch.Tensor:
         image = batch["image"].clone()
         for row, mask in enumerate(available.tolist()):
             acquired = [name for name, has in zip(self.contrasts.names, mask, strict=True) if has]
             for name in (name for name in self.contrasts.names if name not in acquired):
-                source = self.contrasts.index(self.contrasts.intensity_source(name, acquired))
+                source = self.contrasts.index(self.source(name, acquired))
                 image[row, self.contrasts.index(name)] = batch["image"][row, source]
         return image
 

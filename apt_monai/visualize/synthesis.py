@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ class SynthesisRow:
         prior: what the codebook gave to start from; None where no method had a prior.
         synthesised: the result of each method, by the method's name.
         psnr: of each result, in dB, by the method's name.
+        uncertainty: of the results that have one, the half width of the 90 % interval, by the method's name.
     """
 
     target: str
@@ -51,6 +52,7 @@ class SynthesisRow:
     prior: Slice | None
     synthesised: Mapping[str, Slice]
     psnr: Mapping[str, float]
+    uncertainty: Mapping[str, Slice] = field(default_factory=dict)
 
 
 def draw_synthesis(
@@ -58,8 +60,8 @@ def draw_synthesis(
 ) -> Path:
     """The qualitative panel (Figs. 4 and 5): a row a target with truth, prior, synthesised images and error maps.
 
-    Error maps are the absolute difference to the truth, on a fixed scale from 0 to 0.3. All images are cropped to the
-    same box around the brain.
+    Error maps are the absolute difference to the truth, on a fixed scale from 0 to 0.3; on the same scale, beside them,
+    is the uncertainty of the methods that give one. All images are cropped to the same box around the brain.
 
     Args:
         path: the picture, ``.png`` or another format of matplotlib's.
@@ -82,17 +84,24 @@ def draw_synthesis(
     """
     acquired = acquired or {}
     methods = list(rows[0].synthesised) if rows else []
-    if not methods or any(list(row.synthesised) != methods for row in rows):
+    unsure = list(rows[0].uncertainty) if rows else []
+    if not methods or any([*row.synthesised, *row.uncertainty] != methods + unsure for row in rows):
         raise ValueError("draw_synthesis needs at least one row, and the same methods in every row")
     images = [*acquired.values()]
     for row in rows:
-        images += [row.truth, *row.synthesised.values(), *([] if row.prior is None else [row.prior])]
+        images += [
+            row.truth,
+            *row.synthesised.values(),
+            *row.uncertainty.values(),
+            *([] if row.prior is None else [row.prior]),
+        ]
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"the slices of a panel must have one shape: found {sorted({i.shape for i in images})}")
     box = brain_box(images)
 
     priors = any(row.prior is not None for row in rows)
     columns = ["acquired", *(["prior"] if priors else []), *methods, *[f"|error|  {m}" for m in methods]]
+    columns += [f"±90 %  {m}" for m in unsure]
     num_rows, num_columns = len(rows) + bool(acquired), max(len(columns), len(acquired))
     height, width = display_orientation(images[0][box]).shape
     figure = Figure(
@@ -123,7 +132,7 @@ def draw_synthesis(
 
 
 def _draw_row(line: Sequence[Axes], row: SynthesisRow, box: tuple[slice, slice], priors: bool) -> None:
-    """A row of the panel: truth, prior if any row has one, each method's image, each method's error."""
+    """A row of the panel: truth, prior if any row has one, each method's image and error, the uncertainties."""
     truth, *cells = line
     show(truth, row.truth[box])
     truth.text(-0.06, 0.5, row.target, transform=truth.transAxes, color=TEXT, fontsize=12, rotation=90,
@@ -132,13 +141,16 @@ def _draw_row(line: Sequence[Axes], row: SynthesisRow, box: tuple[slice, slice],
         prior, *cells = cells
         if row.prior is not None:
             show(prior, row.prior[box])
-    images, errors = cells[: len(row.synthesised)], cells[len(row.synthesised) :]
+    count = len(row.synthesised)
+    images, errors, widths = cells[:count], cells[count : 2 * count], cells[2 * count :]
     for axes, (method, image) in zip(images, row.synthesised.items(), strict=True):
         show(axes, image[box])
         mark_synthetic(axes)
         _corner(axes, f"{row.psnr[method]:.1f} dB")
     for axes, image in zip(errors, row.synthesised.values(), strict=False):
         show(axes, np.abs(image - row.truth)[box], cmap=ERROR_COLOURS, window=(0, MAX_ERROR))
+    for axes, width in zip(widths, row.uncertainty.values(), strict=False):
+        show(axes, width[box], cmap=ERROR_COLOURS, window=(0, MAX_ERROR))
 
 
 def _corner(axes: Axes, text: str) -> None:
