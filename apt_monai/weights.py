@@ -34,9 +34,32 @@ def save_weights(module: nn.Module, path: str | Path) -> None:
         ['bias', 'weight']
     """
     state = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    buffer = (
-        io.BytesIO()
-    )  # given a path, torch.save keeps its name in the file, and hides a full disk in a RuntimeError
+    _write(state, path)
+
+
+def halve_weights(path: str | Path) -> None:
+    """Rewrite a weights file in half precision, for shipping: half as large, and read as any other.
+
+    Raises:
+        OSError: the file cannot be read or written.
+
+    Example::
+
+        >>> linear = nn.Linear(300, 100)
+        >>> save_weights(linear, "model.pt")
+        >>> before = Path("model.pt").stat().st_size
+        >>> halve_weights("model.pt")
+        >>> round(before / Path("model.pt").stat().st_size)
+        2
+        >>> bool((load_weights(nn.Linear(300, 100), "model.pt").weight - linear.weight).abs().max() < 1e-4)
+        True
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    _write({key: value.half() if value.is_floating_point() else value for key, value in state.items()}, path)
+
+
+def _write(state: dict[str, torch.Tensor], path: str | Path) -> None:
+    buffer = io.BytesIO()  # given a path, torch.save keeps its name in the file, and hides a full disk in an error
     torch.save(state, buffer)
     with complete_file(path) as partial:
         partial.write_bytes(buffer.getbuffer())

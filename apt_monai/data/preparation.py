@@ -33,6 +33,7 @@ def find_studies(
     require_all: bool = True,
     series: Mapping[str, Any] | str | Path | None = None,
     phantom_varied: bool = False,
+    phantom_noise: bool = True,
 ) -> list[Study]:
     """The studies of a dataset folder; without one, those of a digital phantom, which is made if need be.
 
@@ -45,7 +46,7 @@ def find_studies(
             :func:`apt_monai.data.readers.read_studies`.
         require_all: every study must have every contrast, as training and evaluation need. Without it (inference), each
             phantom study is given without one contrast, a different one from study to study.
-        phantom_varied: whether the phantom is the varied one, which has a folder of its own.
+        phantom_varied, phantom_noise: likewise; each kind has a folder of its own.
 
     Raises:
         StudyError: see :func:`apt_monai.data.readers.read_studies`.
@@ -54,12 +55,19 @@ def find_studies(
     if dataset_dir is not None:
         return read_studies(dataset_dir, contrasts, require_all=require_all, series=series)
     contrasts = get_contrast_set(contrasts)
-    name = f"{contrasts.name}-{phantom_spacing:g}mm-seed{phantom_seed}" + ("-varied" if phantom_varied else "")
+    name = f"{contrasts.name}-{phantom_spacing:g}mm-seed{phantom_seed}"
+    name += ("-varied" if phantom_varied else "") + ("" if phantom_noise else "-noiseless")
     folder = Path(phantom_dir) / name
     logger.warning("no dataset_dir given: using a DIGITAL PHANTOM, not patients, in %s", folder)
     with lead_first():
         made = write_phantom_dataset(
-            folder, contrasts.name, phantom_subjects, phantom_seed, phantom_spacing, varied=phantom_varied
+            folder,
+            contrasts.name,
+            phantom_subjects,
+            phantom_seed,
+            phantom_spacing,
+            varied=phantom_varied,
+            noise=phantom_noise,
         )
     names = {path.name for path in made}
     studies = [study for study in read_studies(folder, contrasts, require_all=True) if study["subject"] in names]
