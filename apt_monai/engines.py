@@ -82,7 +82,50 @@ class FusionPrepareBatch(_Seeded, PrepareBatch):
         return torch.cat([features, features]), patients, (available,), {}
 
 
-class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
+class _DenoiserPrepareBatch(_Seeded, DiffusionPrepareBatch):
+    """Batches for a denoiser's training: noise, timesteps, the target, and what is known of the slices.
+
+    Args:
+        denoiser: what is trained; it says what the target is (ε in the paper).
+        num_train_timesteps: T.
+        seed: of noise, timesteps and subsets.
+    """
+
+    def __init__(self, denoiser: Denoiser, num_train_timesteps: int, seed: int) -> None:
+        _Seeded.__init__(self, seed)
+        DiffusionPrepareBatch.__init__(self, num_train_timesteps)
+        self.denoiser = denoiser
+
+    def draw_subsets(self, b: int, c: int) -> torch.Tensor:
+        """Which contrasts of each slice count as acquired, ``(b, c)`` bool."""
+        raise NotImplementedError
+
+    def conditions(
+        self, batch: Mapping[str, torch.Tensor], images: torch.Tensor, available: torch.Tensor
+    ) -> Conditions:
+        """What is known of the slices."""
+        raise NotImplementedError
+
+    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.denoiser.target(images, noise, timesteps + 1)  # MONAI counts steps from 0
+
+    def __call__(
+        self,
+        batchdata: dict[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
+        """Returns ``(images (B, C, H, W), target (B, C, H, W), (), {noise, timesteps, condition})``."""
+        b, c = batchdata["image"].shape[:2]
+        available = self.draw_subsets(b, c).to(device)  # before the noise, or a resumed training draws other numbers
+        images, target, args, arguments = super().__call__(batchdata, device, non_blocking)
+        keys: list[str] = [key for key in ("features", "region") if key in batchdata]
+        batch = {key: batchdata[key].to(device, non_blocking=non_blocking) for key in keys}
+        return images, target, args, {**arguments, "condition": self.conditions(batch, images, available)}
+
+
+class ContextPrepareBatch(_DenoiserPrepareBatch):
     """Batches for a denoiser's training (Eq. 2): noise, timesteps, the target, and what is known of the slices.
 
     Args:
@@ -119,11 +162,14 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
     ) -> None:
         if context not in ("all", "subset"):
             raise ValueError(f"context is {context!r}: valid are 'all' and 'subset'")
-        _Seeded.__init__(self, seed)
-        DiffusionPrepareBatch.__init__(self, num_train_timesteps)
-        self.denoiser = denoiser
+        super().__init__(denoiser, num_train_timesteps, seed)
         self.fusion = fusion
         self.context = context
+
+    def draw_subsets(self, b: int, c: int) -> torch.Tensor:
+        if self.context == "all":
+            return torch.ones(b, c, dtype=torch.bool)
+        return own_rows(b, lambda n: random_subsets(n, c, self.generator))
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
         b, *shape = images.shape
@@ -134,32 +180,17 @@ class ContextPrepareBatch(_Seeded, DiffusionPrepareBatch):
             len(images), lambda n: torch.randint(0, self.num_train_timesteps, (n,), generator=self.generator)
         )
 
-    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        return self.denoiser.target(images, noise, timesteps + 1)  # MONAI counts steps from 0
-
-    def __call__(
-        self,
-        batchdata: dict[str, Any],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
-        """Returns ``(images (B, C, H, W), target (B, C, H, W), (), {noise, timesteps, condition})``."""
-        features = batchdata["features"].to(device, non_blocking=non_blocking)  # (B, C, D)
-        b, c, _ = features.shape
-        available = torch.ones(b, c, dtype=torch.bool)
-        if self.context == "subset":
-            available = own_rows(b, lambda n: random_subsets(n, c, self.generator))
-        available = available.to(device)
+    def conditions(
+        self, batch: Mapping[str, torch.Tensor], images: torch.Tensor, available: torch.Tensor
+    ) -> Conditions:
         with torch.no_grad():
-            z = self.fusion.eval()(features, available)  # (B, D)
-        images, target, args, arguments = super().__call__(batchdata, device, non_blocking)
-        return images, target, args, {**arguments, "condition": Conditions(images, available, context=z)}
+            z = self.fusion.eval()(batch["features"], available)  # (B, D)
+        return Conditions(images, available, context=z)
 
 
-class DirectPrepareBatch(_Seeded, DiffusionPrepareBatch):
+class DirectPrepareBatch(_DenoiserPrepareBatch):
     """Batches for :class:`apt_monai.networks.DirectDenoiser`: each slice with a random subset of its contrasts; one at
-    least is missing.
+    least is missing. There is no noise, as the denoiser does not look at it.
 
     Args:
         denoiser: what is trained.
@@ -177,27 +208,21 @@ class DirectPrepareBatch(_Seeded, DiffusionPrepareBatch):
     """
 
     def __init__(self, denoiser: Denoiser, num_train_timesteps: int, seed: int = 0) -> None:
-        _Seeded.__init__(self, seed)
-        DiffusionPrepareBatch.__init__(self, num_train_timesteps)
-        self.denoiser = denoiser
+        super().__init__(denoiser, num_train_timesteps, seed)
 
-    def __call__(
-        self,
-        batchdata: dict[str, Any],
-        device: str | torch.device | None = None,
-        non_blocking: bool = False,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple, dict]:
-        """Returns ``(images (B, C, H, W), target (B, C, H, W), (), {noise, timesteps, condition})``."""
-        images = batchdata["image"].to(device, non_blocking=non_blocking)
-        brain = batchdata["region"].to(device, non_blocking=non_blocking) > 0
-        b, c = images.shape[:2]
-        available = own_rows(b, lambda n: random_subsets(n, c, self.generator, largest=c - 1)).to(images.device)
-        timesteps = torch.full((b,), self.num_train_timesteps - 1, device=images.device)
-        noise = torch.zeros_like(images)  # it does not look at it
-        target = self.denoiser.target(images, noise, timesteps + 1)
-        condition = Conditions(images, available, brain=brain)
-        return images, target, (), {"noise": noise, "timesteps": timesteps, "condition": condition}
+    def draw_subsets(self, b: int, c: int) -> torch.Tensor:
+        return own_rows(b, lambda n: random_subsets(n, c, self.generator, largest=c - 1))
+
+    def get_noise(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(images)
+
+    def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(images),), self.num_train_timesteps - 1)
+
+    def conditions(
+        self, batch: Mapping[str, torch.Tensor], images: torch.Tensor, available: torch.Tensor
+    ) -> Conditions:
+        return Conditions(images, available, brain=batch["region"] > 0)
 
 
 def to_device(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
