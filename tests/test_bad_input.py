@@ -116,7 +116,7 @@ def test_training_names_the_bad_file_and_leaves_no_entry_of_it(tmp_path: Path, c
     if case != "no contrast at all":
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "split.json").write_text(json.dumps(split))
-    error = error_of("train", "mif", dataset_dir=str(dataset), **places)
+    error = error_of("published", "mif", dataset_dir=str(dataset), **places)
     assert isinstance(error, StudyError) and str(bad) in str(error)
     assert re.search(message, str(error))
     entries = [path.name for path in (tmp_path / "work").glob("slices/*")]
@@ -201,11 +201,11 @@ def test_a_folder_that_is_no_finished_model_is_refused(tmp_path: Path) -> None:
     assert files_of(tmp_path) == []
 
 
-@pytest.mark.parametrize("config", ["train", "inference", "evaluate"])
+@pytest.mark.parametrize("config", ["published", "inference", "evaluate"])
 def test_a_sampling_setting_out_of_range_is_found_before_the_work(finished: Path, tmp_path: Path, config: str) -> None:
     write_study(tmp_path / "dataset" / "a", BRATS.names[1:] if config == "inference" else BRATS.names, SHAPE)
     places: dict[str, Any] = {"dataset_dir": str(tmp_path / "dataset"), "model_dir": str(tmp_path / "model")}
-    if config != "train":
+    if config != "published":
         places |= {"model_dir": str(finished), "output_dir": str(tmp_path / "out")}
     if config == "evaluate":
         places["split_file"] = None
@@ -244,7 +244,7 @@ def test_a_full_folder_in_training_leaves_nothing_half_written(
     for subject in ("a", "b", "c", "d"):
         write_study(tmp_path / "dataset" / subject, shape=SHAPE, seed=ord(subject))
     fill_the_disk(monkeypatch, owner, writer)
-    error = error_of("train", "mif", dataset_dir=str(tmp_path / "dataset"), **places)
+    error = error_of("published", "mif", dataset_dir=str(tmp_path / "dataset"), **places)
     assert isinstance(error, OSError) and str(tmp_path / where) in str(error)
     assert "No space left on device" in str(error)
     assert files_of(tmp_path / "model") == ([] if where == "model" else ["model.json", "split.json"])

@@ -460,7 +460,8 @@ def test_metadata_says_what_the_configs_say(bundle: str) -> None:
         assert getattr(torch, tensor["dtype"]).is_floating_point
     which = tuple(f"whether {label} was acquired, 1 or -1" for label in labels)
     assert tuple(tensors["image"]["channel_def"].values()) == labels + which
-    assert tuple(tensors["pred"]["channel_def"].values()) == labels
+    scales = tuple(f"{label}: logarithm of the expected absolute error" for label in labels)
+    assert tuple(tensors["pred"]["channel_def"].values()) == labels + scales
 
 
 @of_both

@@ -286,7 +286,7 @@ def test_train_is_the_bundles_training(
     assert "torch.distributed.run" in ran[0] and "training" in ran[0]
     found = overrides_of(ran[0])
     names = [Path(file).name for file in json.loads(found.pop("--config_file"))]
-    assert names == ["train.yaml", "direct.yaml", "demo.yaml"]
+    assert names == ["train.yaml", "demo.yaml"]
     paths = {"--dataset_dir": str(data), "--model_dir": str(model)}
     assert found == paths | {"--iterations": "3", "--seed": "a=b"}
     last = capsys.readouterr().out.splitlines()[-1]
