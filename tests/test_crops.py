@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_studies import write_study
 
-from apt_monai.data.crops import EpochSampler, crop_around, crop_generator
+from apt_monai.data.crops import EpochSampler, coarsened, crop_around, crop_generator
 from apt_monai.data.slice_cache import SliceCache, SliceDataset
 from apt_monai.transforms import StudyPreprocessing
 
@@ -55,3 +55,34 @@ def test_the_sampler_tells_the_epoch_to_every_rank() -> None:
     assert [next(iter(s)) for s in samplers] == list(one)[:2]
     assert {epoch for _, epoch in one} == {4}
     assert crop_generator(0, "a", 1, 4).integers(10**9) != crop_generator(0, "a", 1, 5).integers(10**9)
+
+
+def test_a_coarser_crop_is_the_mean_of_the_brain_in_each_block() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 6, 9, generator=generator)
+    region = (torch.rand(1, 6, 9, generator=generator) > 0.4).to(torch.uint8) * 2
+    found, brain = coarsened(image, region, 3)
+    assert found.shape == (2, 2, 3) and brain.shape == (1, 2, 3)
+    for i in range(2):
+        for j in range(3):
+            block = (slice(3 * i, 3 * i + 3), slice(3 * j, 3 * j + 3))
+            inside = region[0][block] > 0
+            assert brain[0, i, j] == (inside.float().mean() >= 0.5)
+            naive = image[0][block][inside].mean() if brain[0, i, j] else torch.tensor(-1.0)
+            torch.testing.assert_close(found[0, i, j], naive)
+    same, there = coarsened(image, region, 1)
+    torch.testing.assert_close(same, image.where(region > 0, -1.0))
+    assert torch.equal(there > 0, region > 0)
+
+
+def test_a_crops_factor_is_drawn_from_those_given(tmp_path) -> None:
+    studies = [write_study(tmp_path / "case", shape=(20, 18, 4))]
+    cache = SliceCache(tmp_path / "cache", StudyPreprocessing("brats", None, deviations=6))
+    cache.prepare(studies, progress=False)
+    fine, coarse, both = (SliceDataset(studies, cache, crop=4, coarsen=factors) for factors in ([1], [3], [1, 3]))
+    images = [dataset[0, 0]["image"] for dataset in (fine, coarse)]
+    assert images[0].shape == images[1].shape == (4, 4, 4) and not torch.equal(*images)
+    noisy = [float(both[0, epoch]["image"].std()) for epoch in range(20)]
+    assert max(noisy) > 1.5 * min(noisy)  # means of nine voxels differ less than voxels do
+    with pytest.raises(ValueError, match="coarsen=.0.: need whole factors of 1 or more"):
+        SliceDataset(studies, cache, crop=4, coarsen=[0])

@@ -1,4 +1,4 @@
-"""Random crops of slices, which make slices of any size alike: what trains at the scan's own resolution."""
+"""Random crops of slices, of any size and at several resolutions: what trains at the scan's own voxels."""
 
 from __future__ import annotations
 
@@ -74,3 +74,28 @@ def crop_around(image: Tensor, region: Tensor, size: int, generator: np.random.G
         F.pad(image[:, rows, columns], padding, value=-1.0),
         F.pad(region[:, rows, columns], padding, value=0),
     )
+
+
+def coarsened(image: Tensor, region: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """A slice as a scan of coarser voxels has it: the brain's mean over blocks of ``factor`` × ``factor``.
+
+    Args:
+        image: ``(C, H, W)`` in [-1, 1].
+        region: ``(1, H, W)``, above 0 in the brain.
+        factor: of both extents, which are multiples of it.
+
+    Returns:
+        ``(C, H / factor, W / factor)``, and the region, ``(1, H / factor, W / factor)`` uint8: 1 in blocks of which at
+        least half is brain; elsewhere the image is -1.
+
+    Example::
+
+        >>> image, region = torch.tensor([[[0.0, 1.0], [-1.0, -1.0]]]), torch.tensor([[[1, 2], [0, 0]]])
+        >>> coarsened(image, region, 2)
+        (tensor([[[0.5000]]]), tensor([[[1]]], dtype=torch.uint8))
+    """
+    brain = (region > 0).to(image)
+    share = F.avg_pool2d(brain, factor)
+    mean = F.avg_pool2d(image * brain, factor) / share.clamp(min=0.5)
+    inside = share >= 0.5
+    return mean.where(inside, -1.0), inside.to(torch.uint8)

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from apt_monai.data.crops import Epoch, crop_around, crop_generator
+from apt_monai.data.crops import Epoch, coarsened, crop_around, crop_generator
 from apt_monai.errors import StudyError
 from apt_monai.io.source import source_stat
 from apt_monai.transforms import InPlaneFit, StudyPreprocessing
@@ -338,6 +338,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             equal stretches, from (``seed``, subject) alone. None: every slice.
         seed: the seed of that choice, and of the crops.
         crop: height and width of a random crop of each slice; None: the slices as they are.
+        coarsen: factors of which one is drawn for each crop, which is then taken that much larger and averaged to its
+            size, as if voxels were coarser: what makes a network at home at several resolutions. Only with ``crop``.
 
     Raises:
         FileNotFoundError: a study is not in the cache, or its features are not.
@@ -364,8 +366,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
         slices_per_subject: int | None = None,
         seed: int = 0,
         crop: int | None = None,
+        coarsen: Sequence[int] = (1,),
     ) -> None:
+        if not coarsen or min(coarsen) < 1:
+            raise ValueError(f"coarsen={list(coarsen)}: need whole factors of 1 or more, such as [1, 1, 2]")
         self.crop = crop
+        self.coarsen = tuple(coarsen)
         self.seed = seed
         if slices_per_subject is not None and slices_per_subject < 1:
             raise ValueError(f"slices_per_subject={slices_per_subject}: must be at least 1, or None for every slice")
@@ -395,8 +401,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         }
         if self.crop is not None:
             generator = crop_generator(self.seed, study.subject, sample["slice"], epoch)
-            cropped = crop_around(sample["image"], sample["region"], self.crop, generator)
-            sample["image"], sample["region"] = cropped
+            factor = int(generator.choice(self.coarsen))
+            sample["image"], sample["region"] = coarsened(
+                *crop_around(sample["image"], sample["region"], factor * self.crop, generator), factor
+            )
         if self.encoder_fingerprint is not None:
             features = study.features(self.encoder_fingerprint)
             if features is None:
