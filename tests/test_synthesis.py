@@ -40,9 +40,8 @@ def test_the_readmes_lines_write_what_is_missing(folder: Path) -> None:
     found: dict[str, dict[str, Path]] = {}
     exec(lines[1], found)
     assert list(found["written"]) == ["flair", "t1ce"]
-    assert files_of(folder / "DIR") == [
-        f"study/study_{name}_SYNTHETIC.{ending}" for name in ("flair", "t1ce") for ending in ("json", "nii.gz")
-    ]
+    endings = (".json", ".nii.gz", "_uncertainty.nii.gz")
+    assert files_of(folder / "DIR") == [f"study/study_{n}_SYNTHETIC{e}" for n in ("flair", "t1ce") for e in endings]
     for path in found["written"].values():
         image = nib.load(path)
         assert image.shape == SHAPE and np.array_equal(image.affine, nib.load("a.nii.gz").affine)
