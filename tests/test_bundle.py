@@ -382,6 +382,7 @@ def test_components_are_those_of_monai_torch_ignite_or_apt_monai(bundle: str) ->
     [
         ("demo.yaml", ["train.yaml"]),
         ("tune.yaml", ["train.yaml"]),
+        ("shipped.yaml", ["train.yaml"]),
         ("demo_published.yaml", ["train.yaml", "published.yaml"]),
     ],
 )
