@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,16 @@ def test_weights_of_another_network_or_scale_are_no_start(trained: Path, tmp_pat
     while cause.__cause__ is not None:
         cause = cause.__cause__
     assert "begin with a model of other settings (gain: 2.0 there, 1.0 now)" in str(cause)
+
+
+def test_the_learning_rate_falls_to_nothing_by_the_end(tmp_path: Path) -> None:
+    made = training(tmp_path / "model", tmp_path / "work")
+    rates: list[float] = []
+    optimizer = made.parser.get_parsed_content("optimizer")
+    made.parser.get_parsed_content("train#trainer").add_event_handler(
+        Events.ITERATION_STARTED, lambda: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    made.run()
+    steps = len(rates)
+    cosine = [0.0005 * (1 + math.cos(math.pi * i / steps)) for i in range(steps)]
+    assert rates == pytest.approx(cosine) and optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
