@@ -41,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     if unsaid and others:
         print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")
     print("\nSynthesised, not acquired; for research, not for diagnosis or treatment:", *written, sep="\n  ")
+    if any(arguments.out.glob(f"*/*_{SYNTHETIC}_uncertainty.nii.gz")):
+        print("Beside each, half the width of its 90 % interval: ..._uncertainty.nii.gz")
     return 0
 
 
