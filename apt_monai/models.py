@@ -109,7 +109,9 @@ def begin_with(network: Module, folder: str | Path | None, settings: Mapping[str
     if folder is None:
         return network
     theirs = load_model_settings(folder)
-    meaning = {key: (theirs.get(key), settings.get(key)) for key in ("method", "intensity", "network", "gain")}
+    meaning = {
+        key: (theirs.get(key), settings.get(key)) for key in ("method", "resolution", "intensity", "network", "gain")
+    }
     meaning["contrasts"] = (list(theirs["contrasts"]["contrasts"]), list(settings["contrasts"]["contrasts"]))
     differing = [f"{key}: {old!r} there, {new!r} now" for key, (old, new) in meaning.items() if old != new]
     if differing:

@@ -166,3 +166,29 @@ def test_a_fit_takes_slices_there_and_back() -> None:
     naive = torch.full_like(slices, -1.0)
     naive[:, :, 2:5, 3:7] = slices[:, :, 2:5, 3:7]
     assert torch.equal(box.back(box.fit(slices)), naive)
+
+
+@pytest.mark.parametrize(("edges", "factors"), [((3.0, 2.0), (3, 2)), ((0.6, 1.4), (1, 1)), ((1.6, 6.0), (2, 6))])
+def test_coarse_voxels_are_resampled_up_by_whole_numbers_and_come_back(edges: tuple, factors: tuple) -> None:
+    affine = torch.diag(torch.tensor([-edges[0], edges[1], 5.0, 1.0], dtype=torch.float64))
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 20), indexing="ij")
+    image = MetaTensor((0.3 * torch.cos(2 * x) * torch.cos(y))[None, :, :, None].repeat(2, 1, 1, 3), affine=affine)
+    region = MetaTensor(torch.zeros(1, 24, 20, 3, dtype=torch.uint8), affine=affine)
+    region[:, 4:21, 3:17] = 1
+    fit = FitInPlaned("image", None, resolution=1.0)
+    fitted = fit({"image": MetaTensor(image.where(region > 0, -1.0)).copy_meta_from(image), "region": region})
+    assert fitted["image"].shape == (2, 17 * factors[0], 14 * factors[1], 3)
+    assert (fitted["region"] == 1).all() and (fitted["image"] > -1).any()
+    sizes = nib.affines.voxel_sizes(fitted["image"].affine.numpy())
+    np.testing.assert_allclose(sizes, [edges[0] / factors[0], edges[1] / factors[1], 5])
+    restored = fit.inverse(fitted)
+    assert torch.equal(restored["region"].as_tensor(), region.as_tensor())
+    inner = (slice(None), slice(7, 18), slice(6, 14))
+    torch.testing.assert_close(restored["image"].as_tensor()[inner], image.as_tensor()[inner], atol=0.02, rtol=0)
+    torch.testing.assert_close(restored["image"].affine, affine)
+
+
+def test_a_resolution_goes_without_a_size() -> None:
+    for arguments in ({"size": 8, "resolution": 1.0}, {"size": None, "resolution": 0.0}):
+        with pytest.raises(ValueError, match="resolution="):
+            FitInPlane(**arguments)

@@ -65,7 +65,7 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
     if config == "train":
         tiny = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "norm": ["GROUP", {"num_groups": 4}]}
         changes = {f"network_settings#{key}": value for key, value in tiny.items()}
-        return common | training | changes | {"crop": 16, "phantom_varied": False}
+        return common | training | changes | {"crop": 16, "resolution": None, "phantom_varied": False}
     if config == "published":
         return (
             common
@@ -193,6 +193,7 @@ def write_untrained_direct(folder: Path, bundle: str = BRATS_BUNDLE) -> Path:
         "trained_on": "nothing",
         "contrasts": contrasts.to_dict(),
         "image_size": None,
+        "resolution": None,
         "intensity": {"deviations": 6.0},
         "multiple": 2,
         "gain": 2.0,

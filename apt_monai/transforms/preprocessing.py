@@ -24,7 +24,8 @@ VERSION = 1  # raise it with every change of what comes out, so that caches made
 class StudyPreprocessing(Compose):
     """Load a study, orient it to RAS, scale its intensities to [-1, 1] and fit its slices to a grid.
 
-    The grid is ``size`` × ``size``, or, without a size, the box of the brain at the scan's own voxels.
+    The grid is ``size`` × ``size``, or, without a size, the box of the brain at the scan's own voxels, coarse ones
+    resampled up where a resolution is given.
 
     Takes a study (see :class:`LoadStudyd`) and returns the loaded study: ``"subject"``, ``"image"`` ``(C, H, W, Z)``
     float32 in [-1, 1] with background and absent contrasts exactly -1, axial slices along the last axis;
@@ -33,6 +34,7 @@ class StudyPreprocessing(Compose):
     Args:
         contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).
         size: the in-plane extent of the slices, in voxels; None: the brain's box, and voxels as they are.
+        resolution: without a size, the edge in mm to which coarser voxels are resampled up; see :class:`FitInPlane`.
         lower, upper, deviations: which intensities become -1 and 1; see :class:`ScaleIntensityInBrain`.
 
     Raises:
@@ -59,27 +61,31 @@ class StudyPreprocessing(Compose):
         lower: float = 0.5,
         upper: float = 99.5,
         deviations: float | None = None,
+        resolution: float | None = None,
     ) -> None:
         self.contrasts = get_contrast_set(contrasts)
         self.size = size
+        self.resolution = resolution
         self.scale = ScaleIntensityInBrain(lower, upper, deviations)
         super().__init__(
             [
                 LoadStudyd(self.contrasts),
                 Orientationd(("image", "region"), "RAS", labels=None, allow_missing_keys=True),
                 ScaleIntensityInBraind(lower, upper, deviations),
-                FitInPlaned("image", size, allow_missing_keys=True),
+                FitInPlaned("image", size, allow_missing_keys=True, resolution=resolution),
             ]
         )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> StudyPreprocessing:
-        """That of a model, from what its ``model.json`` says: ``"contrasts"``, ``"image_size"``, ``"intensity"``.
+        """That of a model, from what its ``model.json`` says: ``"contrasts"``, ``"image_size"`` and, where
+        they are there, ``"intensity"`` and ``"resolution"``.
 
         Raises:
             KeyError, TypeError: they do not say it.
         """
-        return cls(get_contrast_set(settings["contrasts"]), settings["image_size"], **settings.get("intensity", {}))
+        contrasts, intensity = get_contrast_set(settings["contrasts"]), settings.get("intensity", {})
+        return cls(contrasts, settings["image_size"], **intensity, resolution=settings.get("resolution"))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -88,6 +94,8 @@ class StudyPreprocessing(Compose):
         limits = {"lower": scale.lower, "upper": scale.upper}
         if scale.deviations is not None:
             limits = {"deviations": scale.deviations}
+        if self.resolution is not None:
+            limits["resolution"] = self.resolution
         return {"version": VERSION, "contrasts": list(self.contrasts.names), "size": self.size, **limits}
 
     @property

@@ -41,8 +41,12 @@ class InPlaneFit:
         return cls(shape, (nx, ny), ((size - nx) // 2, (size - ny) // 2), (size, size))
 
     @classmethod
-    def box(cls, region: Tensor) -> InPlaneFit:
-        """Cut to what holds the brain of every slice of a region ``(1, X, Y, Z)``.
+    def box(cls, region: Tensor, factors: tuple[int, int] = (1, 1)) -> InPlaneFit:
+        """Cut to what holds the brain of every slice of a region ``(1, X, Y, Z)``; before that, resampled up.
+
+        Args:
+            region: above 0 in the brain.
+            factors: whole numbers by which there are more voxels along each axis.
 
         Example::
 
@@ -54,7 +58,8 @@ class InPlaneFit:
         x, y = int(region.shape[1]), int(region.shape[2])
         there = torch.nonzero((region[0] > 0).any(dim=-1))  # (voxels, 2)
         (x0, y0), (x1, y1) = there.amin(dim=0).tolist(), (there.amax(dim=0) + 1).tolist()
-        return cls((x, y), (x, y), (-x0, -y0), (x1 - x0, y1 - y0))
+        fx, fy = factors
+        return cls((x, y), (fx * x, fy * y), (-fx * x0, -fy * y0), (fx * (x1 - x0), fy * (y1 - y0)))
 
     @classmethod
     def of(cls, image: MetaTensor) -> InPlaneFit:
@@ -74,13 +79,20 @@ class InPlaneFit:
         """Slices ``(Z, C, H, W)`` on the grid of the acquired ones, ``(Z, C, X, Y)``; ``fill`` where they were cut."""
         (bx, by), (nx, ny), (h, w) = self.before, self.resampled, self.size
         slices = F.pad(slices, (-by, ny - w + by, -bx, nx - h + bx), value=fill)
-        return slices if self.resampled == self.shape else _resize(slices, self.shape, mode)
+        if self.resampled == self.shape:
+            return slices
+        if self.up and mode == "bilinear":  # whole voxels again: the mean of each block, so that no border is mixed
+            return interpolate(slices, self.shape, mode="area")
+        return _resize(slices, self.shape, mode)
+
+    @property
+    def up(self) -> bool:
+        """Whether the slices' grid is finer than the acquired one, by whole numbers."""
+        return self.resampled[0] > self.shape[0] or self.resampled[1] > self.shape[1]
 
 
 def _resize(slices: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
-    if mode == "bilinear":
-        return interpolate(slices, shape, mode="bilinear", antialias=True)  # when up, plain bilinear
-    return interpolate(slices, shape, mode="nearest-exact")
+    return interpolate(slices, shape, mode=mode, antialias=mode != "nearest-exact")  # when up, plain interpolation
 
 
 class FitInPlane(InvertibleTransform):
@@ -88,11 +100,14 @@ class FitInPlane(InvertibleTransform):
 
     Where both fit, they are padded, half on each side (the odd voxel after): the inverse is exact. Where the longer is
     more than ``size``, both are first resampled down by the same factor, so that the longer becomes ``size``; the
-    inverse resamples up to the original shape, which loses what the smaller grid cannot hold. Without a size, voxels
-    stay what they are: the slices are cut to the box of the brain of all of them. The affine follows.
+    inverse resamples up to the original shape, which loses what the smaller grid cannot hold. Without a size, the
+    slices are cut to the box of the brain of all of them, and voxels stay what they are; or, with a resolution, coarser
+    ones are resampled up, which the inverse undoes. The affine follows.
 
     Args:
         size: the in-plane extent of the result, in voxels; None: the brain's box.
+        resolution: without a size: voxels are resampled up by the whole number that brings them nearest to this edge in
+            mm, along each axis; None, and where they are finer already: they stay.
         mode: ``"bilinear"`` (with anti-aliasing, for intensities) or ``"nearest"`` (for labels).
         fill: the value of the padding, and of what had been cut off.
 
@@ -111,14 +126,19 @@ class FitInPlane(InvertibleTransform):
         torch.Size([4, 160, 180, 5])
     """
 
-    def __init__(self, size: int | None, mode: str = "bilinear", fill: float = -1.0) -> None:
+    def __init__(
+        self, size: int | None, mode: str = "bilinear", fill: float = -1.0, resolution: float | None = None
+    ) -> None:
         if size is not None and size < 1:
             raise ValueError(f"size={size}: the in-plane size must be at least 1 voxel, or null for the brain's box")
+        if resolution is not None and (size is not None or not resolution > 0):
+            raise ValueError(f"resolution={resolution}: must be above 0 mm, or null; it goes without a size ({size})")
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"mode={mode!r}: valid are 'bilinear' and 'nearest'")
         self.size = size
         self.mode = mode
         self.fill = fill
+        self.resolution = resolution
 
     def plan(self, image: Tensor, region: Tensor | None = None) -> InPlaneFit:
         """The fit of a volume ``(C, X, Y, Z)``.
@@ -131,23 +151,34 @@ class FitInPlane(InvertibleTransform):
             return InPlaneFit.square((int(image.shape[1]), int(image.shape[2])), self.size)
         if region is None:
             raise ValueError("without a size the slices are cut to the brain's box: give the region, too")
-        return InPlaneFit.box(region)
+        if self.resolution is None:
+            return InPlaneFit.box(region)
+        edges = torch.linalg.vector_norm(MetaTensor(image).affine[:3, :2], dim=0).tolist()  # mm
+        fx, fy = (max(1, round(edge / self.resolution)) for edge in edges)
+        return InPlaneFit.box(region, (fx, fy))
 
     def __call__(self, image: Tensor, region: Tensor | None = None) -> MetaTensor:
         """Fit ``(C, X, Y, Z)`` to ``(C, H, W, Z)``; dtype and meta data are kept, the step is traced."""
         volume = image if isinstance(image, MetaTensor) else MetaTensor(image)
         fit = self.plan(volume, region)
-        plain = fit.fit(volume.as_tensor().permute(3, 0, 1, 2), self.mode, self.fill)  # Z×C×H×W
+        plain = fit.fit(volume.as_tensor().permute(3, 0, 1, 2), self._mode(fit), self.fill)  # Z×C×H×W
         fitted = MetaTensor(plain.permute(1, 2, 3, 0).contiguous()).copy_meta_from(volume)
         fitted.affine = volume.affine @ _affine_of(fit, int(volume.shape[3]))
         extra = {"resampled": fit.resampled, "before": fit.before, "size": fit.size}
         return self.push_transform(fitted, orig_size=tuple(volume.shape[1:]), extra_info=extra)
 
+    def _mode(self, fit: InPlaneFit) -> str:
+        """How the way there is interpolated: up, what is smooth stays smooth."""
+        if self.mode == "nearest":
+            return "nearest-exact"
+        return "bicubic" if fit.up else "bilinear"
+
     def inverse(self, data: MetaTensor) -> MetaTensor:
         """Undo the most recent fit of a volume ``(K, H, W, Z)``: ``(K, X, Y, Z)`` as before it."""
         fit = InPlaneFit.of(data)
         self.pop_transform(data)
-        plain = fit.back(data.as_tensor().permute(3, 0, 1, 2), self.mode, self.fill)  # Z×K×X×Y
+        mode = "bilinear" if self.mode == "bilinear" else "nearest-exact"
+        plain = fit.back(data.as_tensor().permute(3, 0, 1, 2), mode, self.fill)  # Z×K×X×Y
         restored = MetaTensor(plain.permute(1, 2, 3, 0).contiguous()).copy_meta_from(data)
         restored.affine = data.affine @ torch.linalg.inv(_affine_of(fit, int(data.shape[3])))
         return restored
@@ -169,7 +200,7 @@ class FitInPlaned(MapTransform, InvertibleTransform):
 
     Args:
         keys: the images' keys.
-        size: the in-plane extent of the result, in voxels; None: the box of the brain, in voxels as they are.
+        size, resolution: as :class:`FitInPlane` takes them.
         region_key: the region's key.
         allow_missing_keys: skip a key that is not there, as :meth:`StudyPreprocessing.restore` needs.
 
@@ -181,23 +212,29 @@ class FitInPlaned(MapTransform, InvertibleTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, size: int | None, region_key: str = "region", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        size: int | None,
+        region_key: str = "region",
+        allow_missing_keys: bool = False,
+        resolution: float | None = None,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.size = size
         self.region_key = region_key
-        self.fit_image = FitInPlane(size)
-        self.fit_region = FitInPlane(size, mode="nearest", fill=0)
+        self.fit_image = FitInPlane(size, resolution=resolution)
+        self.fit_region = FitInPlane(size, mode="nearest", fill=0, resolution=resolution)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         result = dict(data)
         acquired = data[self.region_key]
         region = self.fit_region(acquired, acquired)
         for key in self.key_iterator(result):
-            fitted: Tensor = self.fit_image(data[key], acquired)
-            if self.size is not None and max(data[key].shape[1:3]) > self.size:
-                fitted = fitted.masked_fill(region.as_tensor() == 0, -1.0)
-            result[key] = fitted
+            fitted = self.fit_image(data[key], acquired)
+            plan = InPlaneFit.of(fitted)
+            if plan.resampled != plan.shape:
+                result[key] = fitted.clamp(-1, 1).masked_fill(region.as_tensor() == 0, -1.0)
+            else:
+                result[key] = fitted
         result[self.region_key] = region
         return result
 
