@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("model", help="a trained model's folder")
     parser.add_argument("data", help="a folder of studies that neither training nor calibration saw")
     parser.add_argument("--dataset", default="brats")
+    parser.add_argument("--one", nargs="+", help="the contrasts that are acquired alone (default: each)")
     parser.add_argument("--output", default="bench/uncertainty.json")
     parser.add_argument("--cache", default="bench/slices")
     arguments = parser.parse_args()
@@ -59,7 +60,9 @@ def main() -> None:
     studies, method = read_studies(arguments.data, contrasts, require_all=True), load(arguments.model)
     slices = EvaluationSlices(studies, arguments.cache, contrasts, slices_per_subject=None, batch_size=16)
     given = MethodSlices(slices, method)
-    cases = [acquired for acquired in contrasts.subsets() if len(acquired) in (1, len(contrasts) - 1)]
+    alone = contrasts.names if arguments.one is None else arguments.one
+    cases = [acquired for acquired in contrasts.subsets() if len(acquired) == len(contrasts) - 1]
+    cases += [acquired for acquired in contrasts.subsets() if len(acquired) == 1 and acquired[0] in alone]
     found: dict[str, dict[str, list[np.ndarray] | list[float]]] = {}
     for number, study in enumerate(tqdm(studies, unit="study")):
         truth, edges = slices.study(number), edges_of(study[contrasts.names[0]])
