@@ -619,7 +619,7 @@ def test_raw_scans_are_preprocessed_trained_on_evaluated_and_synthesised_outside
     )[3:]
     grid = ["--grid", "8", "--mask", "raw/.truth/{subject}/brain_t1.nii.gz", "--workers", "2"]
     train = shlex.split(run(*preprocess, *grid).splitlines()[-1])[3:]
-    said = run(*train, "--model", "model", "--method", "published", *settings("train"))
+    said = run(*train, "--model", "model", "--method", "published", *settings("published"))
     evaluate = shlex.split(said.splitlines()[-1])[3:]
     assert "| all others | U+A+I |" in run(*evaluate, "--work", "model/work", *settings("evaluate"))
     assert (tmp_path / "eval" / "panel.png").exists()
@@ -697,20 +697,20 @@ def test_demo_goes_from_phantoms_to_a_table_and_a_second_run_repeats_nothing(dat
     first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr[-3000:]
     summary = first.stdout.split("== Result")[1]
-    for method in ("U", "U+A", "U+A+I"):
-        assert f"| own | {method} |" in summary
+    for row in ("own | copy", "own | direct", "shipped | direct", "published | U", "published | U+A+I"):
+        assert f"| {row} |" in summary
     assert "digital phantoms, not patients" in summary
 
     out = tmp_path / "demo"
     volumes = sorted((out / "synthetic" / "own").glob("*/*_SYNTHETIC.nii.gz"))
     pictures = sorted((out / "pictures").glob("*.png"))
-    assert volumes and pictures and (out / "model" / "codebook.png").exists()
+    assert volumes and pictures and (out / "model" / "calibration.json").exists()
     assert (out / "eval" / "own" / "panel.png").exists()
     truth = nib.load(next((out / "data").glob(f"{volumes[0].parent.name}/*_t1.nii.gz")))
     synthetic = nib.load(volumes[0])
     assert synthetic.shape == truth.shape and (synthetic.affine == truth.affine).all()
 
-    kept = [out / "model" / "model.pt", out / "model" / "fusion.pt", *volumes]
+    kept = [out / "model" / "model.pt", out / "model" / "calibration.json", *volumes]
     before = [path.stat().st_mtime_ns for path in kept]
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr[-3000:]

@@ -90,7 +90,9 @@ def test_an_installed_wheel_synthesises_with_the_shipped_weights_from_an_empty_f
     code = f"apt_monai.load('brats', sampling={fast}).synthesize({{'t1': {str(t1)!r}}}, out='out')"
     finish(["-c", f"import apt_monai; {code}"], empty, **variables)
     written = sorted((empty / "out").rglob("*.nii.gz"))
-    assert [file.name.split("_")[-2] for file in written] == ["flair", "t1ce", "t2"]
+    names = [file.name.removeprefix("study_").removesuffix(".nii.gz") for file in written]
+    endings = ("_SYNTHETIC", "_SYNTHETIC_uncertainty")
+    assert names == [f"{name}{ending}" for name in ("flair", "t1ce", "t2") for ending in endings]
     for file in written:
         assert np.isfinite(nib.load(file).get_fdata()).all()
     assert sorted(installed.rglob("*")) == before, "something was written inside the installed package"

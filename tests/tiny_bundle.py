@@ -65,7 +65,7 @@ def settings_of(config: str, bundle: str = BRATS_BUNDLE) -> dict[str, Any]:
     if config == "train":
         tiny = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "norm": ["GROUP", {"num_groups": 4}]}
         changes = {f"network_settings#{key}": value for key, value in tiny.items()}
-        return common | training | changes | {"crop": 16, "resolution": None, "phantom_varied": False}
+        return common | training | changes | {"crop": 16, "resolution": "$None", "phantom_varied": False}
     if config == "published":
         return (
             common
