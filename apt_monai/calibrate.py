@@ -68,14 +68,9 @@ def _ratios(method: Method, study: CachedStudy, slices: int) -> dict[tuple[str, 
     """By target and number of sources, a sample of one subject's absolute errors over the half widths."""
     names = method.contrasts.names
     rows = np.unique(np.linspace(0, len(study) - 1, min(slices, len(study))).round().astype(int))
-    image = torch.stack([study.image(int(row)) for row in rows]).to(method.device)  # (n, C, H, W)
-    region = torch.from_numpy(np.array(study.regions[rows])).to(method.device)
-    batch = {
-        "image": image,
-        "region": region,
-        "subject": [study.subject] * len(rows),
-        "slice": study.slices[rows].tolist(),
-    }
+    batch = study.batch(rows.tolist())
+    batch |= {key: batch[key].to(method.device) for key in ("image", "region")}
+    image, region = batch["image"], batch["region"]  # (n, C, H, W), (n, 1, H, W)
     found: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     generator = np.random.default_rng(0)
     for count in range(1, len(names)):

@@ -103,6 +103,25 @@ class CachedStudy:
         path = self._features_path(encoder_fingerprint)
         return _load(path) if path.is_file() else None
 
+    def batch(self, rows: Sequence[int], encoder_fingerprint: str | None = None) -> dict[str, Any]:
+        """The slices in some rows, collated as a method takes them; with an encoder, their ``"features"``, too.
+
+        Raises:
+            FileNotFoundError: the features are not there.
+        """
+        batch = {
+            "subject": [self.subject] * len(rows),
+            "slice": torch.tensor([int(self.slices[row]) for row in rows]),
+            "image": torch.stack([self.image(int(row)) for row in rows]),
+            "region": torch.from_numpy(np.array(self.regions[rows])),
+        }
+        if encoder_fingerprint is not None:
+            features = self.features(encoder_fingerprint)
+            if features is None:
+                raise FileNotFoundError(f"{self.folder}: the features of {encoder_fingerprint} were removed")
+            batch["features"] = torch.from_numpy(np.array(features[rows]))
+        return batch
+
     def write_features(self, encoder_fingerprint: str, features: np.ndarray) -> None:
         """Keep an encoder's features of every slice, complete or not at all.
 

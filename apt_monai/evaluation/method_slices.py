@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from apt_monai.data.slice_cache import CachedStudy
 from apt_monai.evaluation.slices import EvaluationSlices, on_truth_scale, width_on_truth_scale
 from apt_monai.methods import Batch, Method
 
@@ -34,21 +31,7 @@ class MethodSlices:
         entry, rows = self.entries[number], self.slices.rows[number]
         wanted = rows if positions is None else [rows[position] for position in positions]
         for start in range(0, len(wanted), self.slices.batch_size):
-            yield self._collated(entry, wanted[start : start + self.slices.batch_size])
-
-    def _collated(self, entry: CachedStudy, rows: Sequence[int]) -> Batch:
-        batch = {
-            "subject": [entry.subject] * len(rows),
-            "slice": torch.tensor([int(entry.slices[row]) for row in rows]),
-            "image": torch.stack([entry.image(row) for row in rows]),
-            "region": torch.from_numpy(np.array(entry.regions[rows])),
-        }
-        if self.encoder_fingerprint is not None:
-            features = entry.features(self.encoder_fingerprint)
-            if features is None:
-                raise FileNotFoundError(f"{entry.folder}: the features of {self.encoder_fingerprint} were removed")
-            batch["features"] = torch.from_numpy(np.array(features[rows]))
-        return batch
+            yield entry.batch(wanted[start : start + self.slices.batch_size], self.encoder_fingerprint)
 
     def back(self, number: int, result: Mapping[str, Tensor], brain: Tensor) -> dict[str, Tensor]:
         """What the method made of a study's slices, on the acquired grid and in the truth's scale.

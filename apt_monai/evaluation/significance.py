@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from apt_monai.evaluation.scores import Row
-from apt_monai.evaluation.statistics import subject_means
+from apt_monai.evaluation.statistics import rows_by_case, subject_means
 
 FEWEST_SUBJECTS = 6
 """With fewer, no difference can have p < 0.05."""
@@ -30,10 +30,7 @@ def compare_rows(rows: Sequence[Row], main: str) -> list[dict[str, Any]]:
         ``"target"``, ``"subjects"`` and, for PSNR and SSIM over the whole slice, ``"psnr_slice_p"`` and
         ``"ssim_slice_p"``, two-sided. Empty with fewer than 6 subjects.
     """
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.method, row.acquired, row.target), []).append(row)
-    found = []
+    groups, found = rows_by_case(rows), []
     for (method, acquired, target), group in groups.items():
         subjects = len({row.subject for row in group})
         if method == main or subjects < FEWEST_SUBJECTS:

@@ -13,11 +13,8 @@ from apt_monai.evaluation.scores import SCORES, Row
 
 def aggregate_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Means over each subject's slices, then mean and sample standard deviation over subjects."""
-    groups: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row.method, row.acquired, row.target), []).append(row)
     aggregate = []
-    for (method, acquired, target), group in groups.items():
+    for (method, acquired, target), group in rows_by_case(rows).items():
         subjects = sorted({row.subject for row in group})
         entry: dict[str, Any] = {"method": method, "acquired": acquired, "target": target}
         entry |= {"subjects": len(subjects), "slices": len(group)}
@@ -27,6 +24,14 @@ def aggregate_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
             entry[f"{score}_subjects"] = sum(not math.isnan(value) for value in means)
         aggregate.append(entry)
     return aggregate
+
+
+def rows_by_case(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
+    """The rows of each (method, acquired, target)."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.method, row.acquired, row.target), []).append(row)
+    return groups
 
 
 def subject_means(rows: Sequence[Row], score: str) -> dict[str, float]:
