@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from apt_monai.data.slice_cache import CachedStudy
 from apt_monai.distributed import is_lead
+from apt_monai.engines import to_device
 from apt_monai.methods import INTERVAL, Calibration, Method
 
 logger = logging.getLogger(__name__)
@@ -68,19 +68,16 @@ def _ratios(method: Method, study: CachedStudy, slices: int) -> dict[tuple[str, 
     """By target and number of sources, a sample of one subject's absolute errors over the half widths."""
     names = method.contrasts.names
     rows = np.unique(np.linspace(0, len(study) - 1, min(slices, len(study))).round().astype(int))
-    batch = study.batch(rows.tolist())
-    batch |= {key: batch[key].to(method.device) for key in ("image", "region")}
-    image, region = batch["image"], batch["region"]  # (n, C, H, W), (n, 1, H, W)
+    batch = to_device(study.batch(rows.tolist()), method.device)
+    image, inside = batch["image"], batch["region"][:, 0] > 0  # (n, C, H, W), (n, H, W)
     found: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     generator = np.random.default_rng(0)
-    for count in range(1, len(names)):
-        for sources in itertools.combinations(range(len(names)), count):
-            available = torch.zeros(len(rows), len(names), dtype=torch.bool, device=method.device)
-            available[:, list(sources)] = True
-            result = method(batch, available)
-            inside = region[:, 0] > 0
-            for target in set(range(len(names))) - set(sources):
+    for acquired in sorted(method.contrasts.subsets(), key=len):
+        available = torch.tensor(method.contrasts.mask(acquired), device=method.device).expand(len(rows), -1)
+        result = method(batch, available)
+        for target, name in enumerate(names):
+            if name not in acquired:
                 error = (result["image"][:, target] - image[:, target]).abs()[inside]
                 ratio = (error / result["uncertainty"][:, target][inside].clamp(min=1e-6)).cpu().numpy()
-                found[names[target], count].append(generator.choice(ratio, VOXELS // len(names)))
+                found[name, len(acquired)].append(generator.choice(ratio, VOXELS // len(names)))
     return {key: np.concatenate(each) for key, each in found.items()}
