@@ -271,6 +271,20 @@ def _synthesize(commands: Any, names: list[str]) -> None:
     synthesize.add_argument(
         "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
     )
+    synthesize.add_argument(
+        "--dicom",
+        action="store_true",
+        help="each volume as a DICOM series of the patient's study too, in the folder dicom beside it, its uncertainty "
+        "as a parametric map (pip install 'apt_monai[dicom]')",
+    )
+    synthesize.add_argument(
+        "--dicom-reference",
+        metavar="SERIES",
+        help="for NIfTI files of one patient: the DICOM series, of the same study, that the volumes are written beside",
+    )
+    synthesize.add_argument(
+        "--bids", type=Path, metavar="DIR", help="the volumes as a BIDS derivatives dataset too, in that folder"
+    )
     _model(synthesize)
     _method(synthesize)
 
