@@ -146,11 +146,17 @@ def test_phantom_writes_a_dataset_and_says_how_to_train_on_it(
     assert shlex.split(second)[3:] == ["train", str(folder), "--dataset", dataset, "--overlay", "demo.yaml"]
 
 
-def test_phantom_of_raw_scans_says_how_to_preprocess_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("dataset", ["brats", "adni"])
+@pytest.mark.parametrize("dicom", [False, True])
+def test_phantom_of_raw_scans_says_how_to_preprocess_it(
+    dataset: str, dicom: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = str(tmp_path / "raw")
-    assert main(["phantom", raw, "--dataset", "adni-raw", "--subjects", "1", "--spacing", "10"]) == 0
+    arguments = ["phantom", raw, "--dataset", f"{dataset}-raw", "--subjects", "1", "--spacing", "10"]
+    assert main([*arguments, *(["--dicom"] if dicom else [])]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert shlex.split(said)[3:] == ["preprocess", raw, f"{raw}-preprocessed"]
+    series = ["--series", str(tmp_path / "raw" / "series.json")] if dicom else []
+    assert shlex.split(said)[3:] == ["preprocess", raw, f"{raw}-preprocessed", "--dataset", dataset, *series]
 
 
 def test_preprocess_says_how_to_train_and_a_second_run_keeps_what_is_there(
