@@ -5,13 +5,20 @@ What is written::
     OUT/<study>/<study>_<contrast>_SYNTHETIC.nii.gz   on the grid of one of the study's scans; its uncertainty, sidecar
     OUT/<study>/<study>_registration.png              every scan in output space, with the brain mask's outline
     OUT/<study>/<study>_SYNTHETIC.png                 what was synthesised beside what was acquired
-    OUT/steps/prepared, OUT/steps/synthesised         what the steps between gave; may be deleted
+    OUT/steps/prepared_on_<contrast>                  the scans on one grid, what preprocessing gave; may be deleted
+    OUT/steps/synthesised                             the volumes as the synthesis wrote them there; may be deleted
+
+The scans are put onto the grid of one of them, in its pose, and the network works on that grid: no synthesised voxel is
+resampled. On a real study of 5.5 mm slices, T1Gd from the other three, on T1's grid (PSNR in the brain, and after the
+best rising intensity curve): 20.5 / 20.7 dB; by way of 1 mm voxels in T1's pose 19.9 / 20.1, in the pose of MNI152
+18.3 / 18.8; the copy of T1 19.6 / 20.1.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from apt_monai.contrasts import ContrastSet
@@ -44,8 +51,8 @@ def synthesize_raw(
             your own on the grid of one of them.
         out: the folder to write to.
         targets: the contrasts to write; None: all that the study lacks.
-        grid: the scan on whose grid they come; None: the one whose intensity scale a volume has, the nearest to it.
-        settings: of the preprocessing; the contrast set's defaults if None.
+        grid: the scan on whose grid they come; None: see :func:`grid_of`.
+        settings: of the preprocessing, but for the grid.
 
     Returns:
         By contrast, the path of what was written.
@@ -58,13 +65,13 @@ def synthesize_raw(
     named = {"subject": "study"} | {key: str(value) for key, value in study.items()}
     contrasts = synthesizer.contrasts
     check_raw([named], contrasts, targets, grid)
-    steps = Path(out) / STEPS
-    report = preprocess_cohort([named], steps / "prepared", contrasts, settings, progress=False)
-    if report.failed:
-        raise StudyError(report.failed[named["subject"]])
-    prepared = next(s for s in read_studies(steps / "prepared", contrasts) if s["subject"] == named["subject"])
-    if synthesizer.pending([prepared], steps / "synthesised", targets):
-        synthesizer.synthesize(prepared, steps / "synthesised", targets)
+    grid = grid_of(named, contrasts, targets, grid)
+    prepared, failed = prepare([named], out, contrasts, targets, grid, settings, progress=False)
+    if failed:
+        raise StudyError(failed[named["subject"]])
+    synthesised = Path(out) / STEPS / "synthesised"
+    if synthesizer.pending(prepared, synthesised, targets):
+        synthesizer.synthesize(prepared[0], synthesised, targets)
     written = restore(named, out, contrasts, grid)
     return {name: path for name in contrasts.names for path in written if f"_{name}_SYNTHETIC" in path.name}
 
@@ -94,16 +101,64 @@ def check_raw(
             )
 
 
-def restore(study: Mapping[str, str], out: str | Path, contrasts: ContrastSet, grid: str | None = None) -> list[Path]:
+def grid_of(study: Mapping[str, str], contrasts: ContrastSet, targets: Sequence[str] | None, grid: str | None) -> str:
+    """The scan on whose grid a study's volumes come: the one asked for, else the nearest to the first that it lacks.
+
+    The nearest is the one whose intensity scale the volume gets, see
+    :meth:`apt_monai.contrasts.ContrastSet.intensity_source`.
+
+    Example::
+
+        >>> from apt_monai.contrasts import BRATS
+        >>> grid_of({"subject": "a", "flair": "f", "t1": "a", "t2": "b"}, BRATS, None, None)
+        't1'
+    """
+    if grid is not None:
+        return grid
+    (kept,) = without_targets([study], contrasts, targets)
+    acquired = [name for name in contrasts.names if name in kept]
+    return contrasts.intensity_source(next(name for name in contrasts.names if name not in kept), acquired)
+
+
+def prepare(
+    studies: Sequence[Mapping[str, str]],
+    out: str | Path,
+    contrasts: ContrastSet,
+    targets: Sequence[str] | None = None,
+    grid: str | None = None,
+    settings: PreprocessingSettings | None = None,
+    progress: bool = True,
+) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """The first step: each study's scans on the grid of one of them; the studies, and why others failed, by name."""
+    prepared: list[dict[str, str]] = []
+    failed: dict[str, str] = {}
+    grids = {study["subject"]: grid_of(study, contrasts, targets, grid) for study in studies}
+    for name in sorted(set(grids.values())):
+        chosen = [study for study in studies if grids[study["subject"]] == name]
+        folder = _prepared(out, name)
+        on_grid = replace(settings or PreprocessingSettings(), grid=(name,))
+        report = preprocess_cohort(chosen, folder, contrasts, on_grid, progress=progress)
+        failed |= report.failed
+        if len(report.failed) < len(chosen):
+            there = {study["subject"]: study for study in read_studies(folder, contrasts)}
+            prepared += [there[s["subject"]] for s in chosen if s["subject"] not in report.failed]
+    return prepared, failed
+
+
+def _prepared(out: str | Path, grid: str) -> Path:
+    return Path(out) / STEPS / f"prepared_on_{grid}"
+
+
+def restore(study: Mapping[str, str], out: str | Path, contrasts: ContrastSet, grid: str) -> list[Path]:
     """The last step of a raw study: its synthesised volumes on a scan's grid, and the pictures to check them by.
 
     Raises:
         StudyError, OSError: see :func:`apt_monai.preprocessing.restore_study`.
     """
-    subject, steps = study["subject"], Path(out) / STEPS
+    subject = study["subject"]
     folder = Path(out) / subject
-    prepared = steps / "prepared" / subject
-    written = restore_study(steps / "synthesised" / subject, prepared, folder, grid)
+    prepared = _prepared(out, grid) / subject
+    written = restore_study(Path(out) / STEPS / "synthesised" / subject, prepared, folder, grid)
     draw_registration(folder / f"{subject}_registration.png", study, prepared, contrasts)
     draw_restored(folder / f"{subject}_SYNTHETIC.png", study, written, contrasts)
     return written

@@ -18,7 +18,7 @@ from apt_monai.phantom.datasets import write_phantom_dataset
 from apt_monai.preprocessing import PreprocessingSettings
 from apt_monai.raw import check_raw, synthesize_raw
 
-QUICK = PreprocessingSettings(mask="{subject}", bias_spacing=20.0, levels=(8.0, 6.0), grid=6.0)
+QUICK = PreprocessingSettings(bias_spacing=20.0, levels=(8.0, 6.0))
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,8 @@ def test_a_raw_study_comes_back_on_the_scanners_own_grid(raw: Path, tmp_path: Pa
     values = volume.get_fdata()
     found = values > 0
     assert 2 * (found & brain).sum() / (found.sum() + brain.sum()) > 0.85, "the brain is where the scanner saw it"
+    prepared = tmp_path / "steps" / "synthesised" / study["subject"] / written["t1ce"].name
+    assert np.array_equal(values, nib.load(prepared).get_fdata()), "no synthesised voxel is resampled"
     # T1Gd has the tissues of T1
     assert np.corrcoef(values[found & brain], t1.get_fdata()[found & brain])[0, 1] > 0.5
     sidecar = json.loads(Path(str(written["t1ce"])[:-7] + ".json").read_text())
@@ -86,7 +88,7 @@ def test_one_line_is_the_three_commands_and_a_bad_study_does_not_stop_the_others
     nib.save(nib.Nifti1Image(np.full((8, 8, 8), 5, np.int16), np.eye(4)), bad)
     assert main(["synthesize", "exams", "--raw", "--dataset", "brats", "--out", "one"]) == 1
     assert "failed: zz: " in capfd.readouterr().err
-    assert main(["preprocess", "exams", "prepared", "--dataset", "brats"]) == 1
+    assert main(["preprocess", "exams", "prepared", "--dataset", "brats", "--grid", "t1"]) == 1
     assert main(["synthesize", "prepared", "--dataset", "brats", "--out", "two"]) == 0
     assert main(["restore", "two", "prepared", "--out", "three"]) == 0
     made = sorted(path for path in (tmp_path / "three" / name).iterdir())

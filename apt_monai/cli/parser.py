@@ -295,7 +295,7 @@ def _around(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument(
         "--grid",
         metavar="CONTRAST",
-        help="with --raw: onto which scan's grid (default: for each volume that whose intensity scale it has)",
+        help="with --raw: onto which scan's grid (default: the scan nearest in contrast to what is missing)",
     )
     synthesize.add_argument(
         "--dicom",

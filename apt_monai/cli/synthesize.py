@@ -70,20 +70,20 @@ def _run_raw(
 ) -> dict[str, str]:
     """Preprocess raw studies, synthesise by the bundle, and put the volumes back; why studies failed, by name."""
     from apt_monai import raw  # after the checks of the command line: seconds
-    from apt_monai.preprocessing import preprocess_cohort
 
     raw.check_raw(studies, contrasts, arguments.target, arguments.grid)
-    steps = arguments.out / raw.STEPS
-    report = preprocess_cohort(studies, steps / "prepared", contrasts)
-    failed = dict(report.failed)
-    prepared = [study for study in studies if study["subject"] not in failed]
+    prepared, failed = raw.prepare(studies, arguments.out, contrasts, arguments.target, arguments.grid)
     if prepared:
-        known = {study["subject"]: study for study in read_studies(steps / "prepared", contrasts)}
-        overrides["studies"] = [known[study["subject"]] for study in prepared]
-        bundles = argparse.Namespace(**vars(arguments) | {"data": None, "series": None, "out": steps / "synthesised"})
+        overrides["studies"] = prepared
+        out = arguments.out / raw.STEPS / "synthesised"
+        bundles = argparse.Namespace(**vars(arguments) | {"data": None, "series": None, "out": out})
         run_config(bundles, bundle_of(contrasts), "run", "inference", **overrides)
-        failed |= raw.each(prepared, lambda study: raw.restore(study, arguments.out, contrasts, arguments.grid))
-    return failed
+
+    def restore(study: Mapping[str, str]) -> None:
+        grid = raw.grid_of(study, contrasts, arguments.target, arguments.grid)
+        raw.restore(study, arguments.out, contrasts, grid)
+
+    return failed | raw.each([study for study in studies if study["subject"] not in failed], restore)
 
 
 def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: dict[str, str]) -> dict[str, str]:

@@ -63,7 +63,10 @@ def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, 
     back = np.linalg.inv(np.array(scan["to_scanner"]))
     header: Any = nib.load(source).header
     moved: NDArray[Any]
-    if header.get_data_dtype() == np.uint8 and header.get_slope_inter() in ((None, None), (1.0, 0.0)):
+    labels = header.get_data_dtype() == np.uint8 and header.get_slope_inter() in ((None, None), (1.0, 0.0))
+    if scan["to_scanner"] == np.eye(4).tolist() and values.is_on(scan["grid"]["shape"], affine):
+        moved = values.volume.astype(np.uint8) if labels else values.volume  # it lies there already
+    elif labels:
         moved = resample_labels(values, scan["grid"]["shape"], affine, back)
     else:
         moved = resample(values, scan["grid"]["shape"], affine, back, order=1)
