@@ -85,7 +85,7 @@ def preprocess_study(
 
     scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
     matrices, information = register_study(subject, scans, reference, contrast_set, settings.levels)
-    mask = find_brain_mask(subject, scans, contrast_set, settings, settings.own_mask(study))
+    mask = find_brain_mask(subject, scans, contrast_set, settings, settings.own_mask(study), matrices)
     if isinstance(grid, (int, float)):
         shape, affine = isotropic_grid(scans[reference], grid)
     else:
