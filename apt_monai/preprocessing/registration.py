@@ -22,8 +22,8 @@ SHARP = 0.2
 """The least :attr:`Match.sharpness` of a plausible registration.
 
 On raw phantoms (3 mm) and a real study (5.5 mm slices) the sharpness of right registrations was 0.37 to 0.70, of a
-drawn head in 5 to 8 mm voxels 0.24; of heads that were upside down or back to front, and of two different heads, -0.25 to
-0.15.
+drawn head in 5 to 8 mm voxels 0.24; of heads that were upside down or back to front, and of two different heads, -0.25
+to 0.15.
 """
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class _Inside:
         """The mutual information in nats where the scans overlap, 0 where that is too little."""
         voxels = (np.linalg.inv(self.moving.affine) @ matrix @ self.points)[:3]
         reached = ((voxels >= 0) & (voxels <= np.array(self.moving.volume.shape)[:, None] - 1)).all(axis=0)
-        if np.count_nonzero(reached) < min(least, len(reached) / 2 + 1):
+        if np.count_nonzero(reached) < min(least, len(self.values) / 2 + 1):
             return 0.0
         seen = ndimage.map_coordinates(self.moving.volume, voxels[:, reached], order=1)
         joint = np.zeros((bins, bins))
