@@ -67,10 +67,11 @@ def find_brain_mask(
     """The mask of a study: the user's own where there is one, else by the tool that the settings name.
 
     deepbet's network is for T1; a study without a T1-weighted scan gives it FLAIR, PD less T2, or T2 with dark fluid
-    (:func:`t1_like`). Against the true masks of raw phantoms (3 mm; the settings were chosen on the same heads; deepbet's T1
-    mask has 0.968 to 0.975) the Dice was 0.974 to 0.975 by FLAIR (3 heads), 0.960 to 0.969 by PD and T2 (4), and 0.931
-    to 0.970 by T2 alone (8); against deepbet's T1 mask of a real glioma patient 0.963 by FLAIR and 0.939 by T2 alone. PD alone
-    has 0.92 to 0.95 and is refused, as is a mask that is not that of the mirror image (:data:`STEADY`).
+    (:func:`t1_like`). Against the true masks of raw phantoms (3 mm; the settings were chosen on the same heads;
+    deepbet's T1 mask has 0.968 to 0.975) the Dice was 0.974 to 0.975 by FLAIR (3 heads), 0.960 to 0.969 by PD and T2
+    (4), and 0.931 to 0.970 by T2 alone (8); against deepbet's T1 mask of a real glioma patient 0.963 by FLAIR and
+    0.939 by T2 alone. PD alone has 0.92 to 0.95 and is refused, as is a mask that is not that of the mirror image
+    (:data:`STEADY`).
 
     Args:
         subject: the study's name.
