@@ -51,7 +51,12 @@ class Contrast:
     @property
     def t1_weighted(self) -> bool:
         """Whether it is T1-weighted, with or without a contrast agent, by its suffix in BIDS."""
-        return self.bids.endswith("T1w")
+        return self.weighting == "T1w"
+
+    @property
+    def weighting(self) -> str:
+        """Its suffix in BIDS without a contrast agent: ``"T1w"``, ``"T2w"``, ``"PDw"``, ``"FLAIR"`` or another."""
+        return self.bids.rpartition("_")[2]
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,33 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny_heads import QUICK, T1_AFFINE, dice, make_pair, make_t1, movement, transforms_of, write_raw
+from tiny_heads import (
+    PAIR_AFFINE,
+    QUICK,
+    T1_AFFINE,
+    dice,
+    make_pair,
+    make_scan,
+    make_t1,
+    movement,
+    transforms_of,
+    write_raw,
+)
 from tiny_studies import write_nifti
 
 from apt_monai.contrasts import get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.phantom.datasets import write_phantom_dataset
 from apt_monai.preprocessing import PreprocessingSettings, brain_mask, cohort, preprocess_cohort, preprocess_study
-from apt_monai.preprocessing.brain_mask import find_brain_mask, mask_by_deepbet, mask_by_filters
-from apt_monai.preprocessing.scan import Scan
+from apt_monai.preprocessing.bias import correct_bias
+from apt_monai.preprocessing.brain_mask import (
+    find_brain_mask,
+    mask_by_deepbet,
+    mask_by_deepbet_twice,
+    mask_by_filters,
+)
+from apt_monai.preprocessing.scan import Scan, read_scan
+from apt_monai.preprocessing.t1_like import darken_fluid, subtract_fluid, t1_like
 
 
 @pytest.mark.parametrize("name", ["t1", "t2", "pd"])
@@ -28,32 +46,72 @@ def test_filters_find_the_brain(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "names", "tool", "source"),
+    ("dataset", "names", "space", "origin"),
     [
-        ("brats", ("flair", "t1", "t1ce", "t2"), "deepbet", "t1"),
-        ("brats", ("flair", "t1ce", "t2"), "deepbet", "t1ce"),
-        ("brats", ("flair", "t2"), "itk", "t2"),
-        ("adni", ("t1", "t2", "pd"), "deepbet", "t1"),
-        ("adni", ("t2", "pd"), "itk", "t2"),
+        ("brats", ("flair", "t1", "t1ce", "t2"), "t1", "deepbet on t1"),
+        ("brats", ("flair", "t1ce", "t2"), "t1ce", "deepbet on t1ce"),
+        ("brats", ("flair", "t2"), "flair", "deepbet on flair"),
+        ("brats", ("t2",), "t2", "deepbet on t2 with dark fluid"),
+        ("adni", ("t1", "t2", "pd"), "t1", "deepbet on t1"),
+        ("adni", ("t2", "pd"), "pd", "deepbet on pd less t2"),
     ],
 )
-def test_deepbet_gets_t1_wherever_it_is_else_t1gd_else_the_filters_work(
-    dataset: str, names: tuple[str, ...], tool: str, source: str, monkeypatch: pytest.MonkeyPatch
+def test_deepbet_gets_t1_wherever_it_is_else_what_looks_most_like_it(
+    dataset: str, names: tuple[str, ...], space: str, origin: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    litre = Scan(np.ones((10, 10, 10), np.float32), np.diag([10.0, 10.0, 10.0, 1.0]))
     asked: list[tuple[str, Scan]] = []
 
     def masked_by(name: str, scan: Scan) -> Scan:
         asked.append((name, scan))
-        return litre
+        return Scan(np.ones((10, 10, 10), np.float32), np.diag([10.0, 10.0, 10.0, 1.0]))
 
-    monkeypatch.setattr(brain_mask, "mask_by_filters", partial(masked_by, "itk"))
-    monkeypatch.setattr(brain_mask, "mask_by_deepbet", partial(masked_by, "deepbet"))
-    scans = {name: Scan(litre.volume * i, litre.affine) for i, name in enumerate(names)}
-    mask = find_brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings(), None)
-    assert asked == [(tool, scans[source])]
-    assert mask.origin.startswith(f"{tool} on {source}") and mask.space == source and mask.ml == 1000
-    assert tool == "deepbet" or "needs a T1-weighted scan" in mask.origin
+    monkeypatch.setattr(brain_mask, "mask_by_deepbet", partial(masked_by, "once"))
+    monkeypatch.setattr(brain_mask, "mask_by_deepbet_twice", partial(masked_by, "twice"))
+    scans = {name: make_pair("t2")[0] for name in names}
+    still = dict.fromkeys(names, np.eye(4))
+    mask = find_brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings(), None, still)
+    assert (mask.space, mask.origin, mask.ml) == (space, origin, 1000)
+    ((how, scan),) = asked
+    assert how == ("once" if space.startswith("t1") else "twice")
+    assert (scan is scans[space]) == (origin == f"deepbet on {space}")
+
+
+def test_fluid_is_dark_in_what_is_made_of_pd_and_t2_and_of_t2_alone() -> None:
+    t2, pd = (Scan(make_pair(name)[0].volume, make_pair(name)[0].affine) for name in ("t2", "pd"))
+    tissue, fluid = np.abs(t2.volume - 60) < 10, t2.volume > 130
+    for image in (subtract_fluid(pd, t2), darken_fluid(t2)):
+        assert np.median(image.volume[fluid]) < 0.4 * np.median(image.volume[tissue])
+
+
+def test_pd_follows_t2_by_the_registration_where_the_two_are_subtracted() -> None:
+    pd, (t2, _) = make_pair("pd")[0], make_scan("t2", (44, 48, 26), PAIR_AFFINE, movement())
+    contrasts = get_contrast_set("adni")
+    still, _, _ = t1_like({"t2": make_pair("t2")[0], "pd": pd}, contrasts, {"t2": np.eye(4), "pd": np.eye(4)}) or ()
+    moved, space, _ = t1_like({"t2": t2, "pd": pd}, contrasts, {"t2": movement(), "pd": np.eye(4)}) or ()
+    assert space == "pd" and moved.is_on(pd.volume.shape, pd.affine)
+    assert np.corrcoef(still.volume.ravel(), moved.volume.ravel())[0, 1] > 0.9
+
+
+def test_a_study_in_which_deepbet_finds_no_brain_is_refused() -> None:
+    scans = {"pd": make_pair("pd")[0]}
+    with pytest.raises(StudyError, match="'case': no brain mask.*deepbet needs a T1-weighted scan, FLAIR or T2"):
+        find_brain_mask("case", scans, get_contrast_set("adni"), PreprocessingSettings(), None, {})
+
+
+def test_a_mask_that_is_not_that_of_the_mirror_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, brain = make_pair("t2")
+    left = brain & (np.arange(brain.shape[0]) > 17)[:, None, None]  # whatever it is shown
+
+    def masks(found: np.ndarray) -> object:
+        return lambda scan: Scan(found.astype(np.float32), scan.affine)
+
+    monkeypatch.setattr(brain_mask, "mask_by_deepbet", masks(left))
+    with pytest.raises(StudyError, match="'case', t2: .*another brain in the mirror image.*--mask"):
+        find_brain_mask(
+            "case", {"t2": head}, get_contrast_set("brats"), PreprocessingSettings(), None, {"t2": np.eye(4)}
+        )
+    monkeypatch.setattr(brain_mask, "mask_by_deepbet", masks(brain | np.flip(brain, 0)))
+    assert mask_by_deepbet_twice(head).is_on(head.volume.shape, head.affine)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("itk::ERROR"), IndexError()])
@@ -64,11 +122,10 @@ def test_a_tool_that_fails_names_the_study_and_says_what_to_do(
         raise failure
 
     monkeypatch.setattr(brain_mask, "mask_by_filters", fails)
-    message = (
-        r"study 'case', t2: .*\(itk on t2: deepbet needs a T1-weighted scan.*--mask 'masks/\{subject\}_mask.nii.gz'"
-    )
+    message = r"study 'case', t2: .*\(itk on t2\).*--mask 'masks/\{subject\}_mask.nii.gz'"
     with pytest.raises(StudyError, match=message):
-        find_brain_mask("case", {"t2": make_pair("t2")[0]}, get_contrast_set("brats"), PreprocessingSettings(), None)
+        settings = PreprocessingSettings(mask="itk")
+        find_brain_mask("case", {"t2": make_pair("t2")[0]}, get_contrast_set("brats"), settings, None, {})
 
 
 def test_a_scan_without_a_head_is_one_error_of_the_filters() -> None:
@@ -77,7 +134,7 @@ def test_a_scan_without_a_head_is_one_error_of_the_filters() -> None:
     for volume in (speck, np.random.default_rng(0).random((24, 24, 24), np.float32)):
         with pytest.raises(StudyError, match="study 'case'.*masks of your own"):
             scans = {"t2": Scan(volume, np.diag([1.0, 1.0, 1.0, 1.0]))}
-            find_brain_mask("case", scans, get_contrast_set("brats"), PreprocessingSettings(mask="itk"), None)
+            find_brain_mask("case", scans, get_contrast_set("brats"), PreprocessingSettings(mask="itk"), None, {})
 
 
 def test_filters_leave_out_the_fat_where_scalp_and_brain_touch() -> None:
@@ -140,3 +197,22 @@ def test_deepbet_finds_the_phantoms_brain(tmp_path: Path) -> None:
     mask = mask_by_deepbet(Scan(image.get_fdata(dtype=np.float32), image.affine))
     truth = np.asarray(nib.load(tmp_path / ".truth" / folder.name / "brain_t1.nii.gz").dataobj) > 0
     assert dice(mask.volume > 0.5, truth) > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dataset", "names", "least"),
+    [("brats", ("flair", "t2"), 0.95), ("adni", ("t2", "pd"), 0.95), ("brats", ("t2",), 0.92)],
+)
+def test_deepbet_finds_the_phantoms_brain_without_a_t1_weighted_scan(
+    dataset: str, names: tuple[str, ...], least: float, tmp_path: Path
+) -> None:
+    pytest.importorskip("deepbet")
+    pytest.importorskip("nilearn")
+    (folder,) = write_phantom_dataset(tmp_path, f"{dataset}-raw", subjects=1, seed=12, spacing=3.0, progress=False)
+    scans = {name: correct_bias(read_scan(str(folder / f"{folder.name}_{name}.nii.gz"))) for name in names}
+    still = dict.fromkeys(names, np.eye(4))
+    mask = find_brain_mask("case", scans, get_contrast_set(dataset), PreprocessingSettings(), None, still)
+    truth = "axial" if dataset == "adni" else mask.space
+    brain = np.asarray(nib.load(tmp_path / ".truth" / folder.name / f"brain_{truth}.nii.gz").dataobj) > 0
+    assert dice(mask.scan.volume > 0.5, brain) > least

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
-from tiny_heads import T1_AFFINE, errors_mm, make_pair, make_scan, make_t1, movement
+from tiny_heads import PAIR_AFFINE, T1_AFFINE, errors_mm, make_pair, make_scan, make_t1, movement
 
 from apt_monai.contrasts import get_contrast_set
+from apt_monai.phantom import write_phantom_dataset
 from apt_monai.preprocessing.bias import correct_bias
-from apt_monai.preprocessing.registration import register_rigidly, register_study
+from apt_monai.preprocessing.registration import (
+    SHARP,
+    judge_registration,
+    match_scans,
+    register_rigidly,
+    register_study,
+)
 from apt_monai.preprocessing.resampling import isotropic_grid, resample
-from apt_monai.preprocessing.scan import Scan, from_itk, to_itk
+from apt_monai.preprocessing.scan import Scan, from_itk, read_scan, to_itk
 
 
 @pytest.mark.parametrize("far", [0.0, 60.0])
@@ -37,12 +47,54 @@ def test_scans_of_one_grid_are_registered_unless_the_contrast_set_says_that_they
     fixed, brain = make_t1(np.eye(4))
     moving, _ = make_t1(true)
     scans = {"t1ce": fixed, "t1": moving}
-    matrices, information = register_study("case", scans, "t1ce", get_contrast_set("brats"), (8.0, 4.0))
+    matrices, matches = register_study("case", scans, "t1ce", get_contrast_set("brats"), (8.0, 4.0))
     assert np.median(errors_mm(matrices["t1"], true, brain, fixed.affine)) < 1.5
-    assert list(information) == ["t1"]
+    assert list(matches) == ["t1"]
     echoes = {"t2": fixed, "pd": moving}
-    matrices, information = register_study("case", echoes, "pd", get_contrast_set("adni"), (8.0, 4.0))
-    assert np.array_equal(matrices["t2"], np.eye(4)) and not information
+    matrices, matches = register_study("case", echoes, "pd", get_contrast_set("adni"), (8.0, 4.0))
+    assert np.array_equal(matrices["t2"], np.eye(4)) and not matches
+
+
+def test_contrasts_that_are_aligned_already_stay_exactly_aligned() -> None:
+    fixed, moving = make_pair("t2")[0], make_pair("pd")[0]
+    assert np.array_equal(match_scans(fixed, moving, (8.0, 4.0)).matrix, np.eye(4))
+    true = movement((1.0, 0.0, 0.0), (0, 2, 0))
+    moved, brain = make_scan("pd", (44, 48, 22), PAIR_AFFINE, true)
+    found = match_scans(fixed, moved, (8.0, 4.0)).matrix
+    still, after = (np.median(errors_mm(matrix, true, brain, moved.affine)) for matrix in (np.eye(4), found))
+    assert after < still / 2
+
+
+def test_a_scan_of_another_pose_of_the_same_head_is_sharp_and_an_upside_down_one_is_a_finding(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fixed, moving = make_pair("t2")[0], make_t1(movement())[0]
+    good = match_scans(fixed, moving, (8.0, 4.0))
+    wrong = match_scans(fixed, Scan(moving.volume[:, :, ::-1].copy(), moving.affine), (8.0, 4.0))
+    assert good.sharpness > SHARP > wrong.sharpness
+    assert judge_registration("case", {"t1": good}, "t2") == []
+    (finding,) = judge_registration("case", {"t1": wrong, "t2": good}, "t2")
+    assert (finding["severity"], finding["check"], finding["file"]) == ("warning", "registration", "t1")
+    assert "case: t1 matches t2 nowhere clearly" in caplog.text and "exclude" in finding["advice"]
+
+
+def raw_scan(folder: Path, name: str) -> Scan:
+    return correct_bias(read_scan(str(folder / f"{folder.name}_{name}.nii.gz")))
+
+
+@pytest.mark.slow
+def test_two_patients_and_an_upside_down_scan_are_found_among_raw_phantoms(tmp_path: Path) -> None:
+    first, second = write_phantom_dataset(tmp_path, "brats-raw", 2, seed=3, spacing=3.0, progress=False)
+    fixed, levels = raw_scan(first, "t1ce"), (8.0, 4.0)
+    truth = json.loads((tmp_path / ".truth" / first.name / "truth.json").read_text())["to_t1ce"]
+    head = np.argwhere(np.ones((2, 2, 2))) * 120.0 - 60
+    for name in ("flair", "t1", "t2"):
+        scan = raw_scan(first, name)
+        good = match_scans(fixed, scan, levels)
+        error = (good.matrix - np.linalg.inv(truth[name])) @ np.column_stack([head, np.ones(8)]).T
+        assert good.sharpness > SHARP and np.linalg.norm(error[:3], axis=0).max() < 1.5
+        assert match_scans(fixed, Scan(scan.volume[:, :, ::-1].copy(), scan.affine), levels).sharpness < SHARP
+        assert match_scans(fixed, raw_scan(second, name), levels).sharpness < SHARP
 
 
 def test_bias_correction_flattens_a_known_field() -> None:

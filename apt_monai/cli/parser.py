@@ -181,7 +181,7 @@ def _preprocess(commands: Any) -> None:
         "--mask",
         default=MASK,
         metavar="{itk,deepbet}|PATH",
-        help="the brain mask: deepbet, a network for T1 (T1Gd where there is none, else the filters), nearest to the "
+        help="the brain mask: deepbet, a network for T1 (else T1Gd, FLAIR, PD and T2, or T2), nearest to the "
         "truth on the phantom (pip install 'apt_monai[preprocess]'); itk, filters that need no other package; or masks "
         "of your own, a path with {subject} in it, such as masks/{subject}_mask.nii.gz",
     )

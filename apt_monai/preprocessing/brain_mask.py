@@ -15,8 +15,9 @@ from scipy import ndimage
 from apt_monai.contrasts import ContrastSet
 from apt_monai.errors import StudyError
 from apt_monai.io import read_volume
-from apt_monai.preprocessing.scan import Scan, otsu_thresholds, shrink
+from apt_monai.preprocessing.scan import Matrix, Scan, otsu_thresholds, shrink
 from apt_monai.preprocessing.settings import PreprocessingSettings
+from apt_monai.preprocessing.t1_like import t1_like
 
 NO_DEEPBET = (
     "mask 'deepbet' needs the package deepbet: pip install 'apt_monai[preprocess]'; "
@@ -29,6 +30,14 @@ NEAR_SURFACE_MM = 20.0
 """How deep from the head's surface the filters look for fat."""
 FAT = 1.4
 """What is near the surface and so many times as bright as tissue deeper in the head is fat, for the filters."""
+
+STEADY = 0.95
+"""How much the masks of an image that is no T1 and of its mirror image agree, at least (Dice).
+
+On raw phantoms and a real study it was 0.966 to 0.989 for good masks. With parts of the head blacked out, stripes,
+heavy noise, axes exchanged or inverted intensities it fell as the Dice with the truth did: masks with less than 0.9
+had 0.67 to 0.95, but for one that had more than 2,000 ml.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +57,21 @@ class BrainMask:
 
 
 def find_brain_mask(
-    subject: str, scans: Mapping[str, Scan], contrasts: ContrastSet, settings: PreprocessingSettings, own: str | None
+    subject: str,
+    scans: Mapping[str, Scan],
+    contrasts: ContrastSet,
+    settings: PreprocessingSettings,
+    own: str | None,
+    matrices: Mapping[str, Matrix],
 ) -> BrainMask:
     """The mask of a study: the user's own where there is one, else by the tool that the settings name.
+
+    deepbet's network is for T1; a study without a T1-weighted scan gives it FLAIR, PD less T2, or T2 with dark fluid
+    (:func:`t1_like`). Against the true masks of raw phantoms (3 mm; the settings were chosen on the same heads;
+    deepbet's T1 mask has 0.968 to 0.975) the Dice was 0.974 to 0.975 by FLAIR (3 heads), 0.960 to 0.969 by PD and T2
+    (4), and 0.931 to 0.970 by T2 alone (8); against deepbet's T1 mask of a real glioma patient 0.963 by FLAIR and
+    0.939 by T2 alone. PD alone has 0.92 to 0.95 and is refused, as is a mask that is not that of the mirror image
+    (:data:`STEADY`).
 
     Args:
         subject: the study's name.
@@ -58,9 +79,11 @@ def find_brain_mask(
         contrasts: says which scan shows the brain best.
         settings: the tool, and the volumes in ml that a brain can have.
         own: the path of the user's own mask.
+        matrices: 4×4, mm of output space to mm of each scan's.
 
     Raises:
-        StudyError: the user's own mask cannot be used; the tool fails, or its mask has a volume that no brain has.
+        StudyError: the user's own mask cannot be used; the tool fails, its mask has a volume that no brain has or
+            is not that of the mirror image; none of the scans is one in which deepbet finds the brain.
         ImportError: deepbet is not installed.
     """
     if own is not None:
@@ -68,19 +91,21 @@ def find_brain_mask(
         logger.info("%s: brain mask by %s", subject, mask.origin)
         return mask
     sources = [name for name in contrasts.mask_sources or contrasts.names if name in scans]
-    tool, source = settings.mask, sources[0]
-    origin = f"{tool} on {source}"
-    if tool == "deepbet":
-        weighted = [name for name in sources if contrasts.contrasts[contrasts.index(name)].t1_weighted]
-        if weighted:
-            source = weighted[0]
-            origin = f"deepbet on {source}, the first T1-weighted scan of {', '.join(sources)}"
-        else:
-            tool = "itk"
-            origin = f"itk on {source}: deepbet needs a T1-weighted scan, and the study has {', '.join(sources)}"
-    find = mask_by_deepbet if tool == "deepbet" else mask_by_filters
+    if settings.mask == "itk":
+        image, source, what, find = scans[sources[0]], sources[0], sources[0], mask_by_filters
+    else:
+        found = t1_like(scans, contrasts, matrices)
+        if found is None:
+            raise StudyError(
+                f"study {subject!r}: no brain mask could be made of {', '.join(sources)}: deepbet needs a T1-weighted "
+                f"scan, FLAIR or T2; {_MASKS_OF_YOUR_OWN}, or look at what ITK's filters find (--mask itk)"
+            )
+        image, source, what = found
+        t1 = contrasts.contrasts[contrasts.index(source)].t1_weighted
+        find = mask_by_deepbet if t1 else mask_by_deepbet_twice
+    origin = f"{settings.mask} on {what}"
     try:
-        mask = BrainMask(find(scans[source]), source, origin)
+        mask = BrainMask(find(image), source, origin)
     except ImportError:
         raise
     except Exception as error:  # whatever ITK, torch and numpy raise for a scan that is no head
@@ -96,7 +121,7 @@ def find_brain_mask(
             f"look at {source} for bright slices or missing parts and mend or exclude it, "
             f"or {_MASKS_OF_YOUR_OWN}"
         )
-    if tool == "itk":
+    if settings.mask == "itk":
         logger.warning("%s: brain mask by %s, %.0f ml; look at it: %s", subject, origin, mask.ml, _FILTERS_ERR)
     else:
         logger.info("%s: brain mask by %s, %.0f ml", subject, origin, mask.ml)
@@ -183,3 +208,25 @@ def mask_by_deepbet(scan: Scan) -> Scan:
         raise ImportError(NO_DEEPBET) from error
     _, mask, _ = deepbet.BrainExtraction(no_gpu=True).run(nib.Nifti1Image(scan.volume, scan.affine))
     return Scan(np.asarray(mask.dataobj, dtype=np.float32), scan.affine)
+
+
+def mask_by_deepbet_twice(scan: Scan) -> Scan:
+    """Mask the brain by deepbet in an image that is no T1, and in its mirror image to see whether that is steady.
+
+    Returns:
+        The mask of the image itself, 0 or 1.
+
+    Raises:
+        StudyError: the two masks agree less than :data:`STEADY`.
+        ImportError: deepbet is not installed.
+    """
+    mask = mask_by_deepbet(scan)
+    across = int(nib.io_orientation(scan.affine)[:, 0].argmin())  # the axis from one ear to the other
+    mirrored = mask_by_deepbet(Scan(np.flip(scan.volume, across).copy(), scan.affine))
+    first, second = mask.volume > 0.5, np.flip(mirrored.volume, across) > 0.5
+    agreement = 2 * np.count_nonzero(first & second) / max(1, np.count_nonzero(first) + np.count_nonzero(second))
+    if agreement < STEADY:
+        raise StudyError(
+            f"as the network finds another brain in the mirror image (Dice {agreement:.2f}, of a head {STEADY} or more)"
+        )
+    return mask

@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import itk
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from apt_monai.contrasts import ContrastSet
 from apt_monai.errors import StudyError
-from apt_monai.preprocessing.scan import RAS_TO_LPS, Matrix, Scan, shrink, to_itk
+from apt_monai.preprocessing.scan import RAS_TO_LPS, Matrix, Scan, otsu_thresholds, shrink, to_itk
+
+SHARP = 0.2
+"""The least :attr:`Match.sharpness` of a plausible registration.
+
+On raw phantoms (3 mm) and a real study (5.5 mm slices) the sharpness of right registrations was 0.37 to 0.70, of a
+drawn head in 5 to 8 mm voxels 0.24; of heads that were upside down or back to front, and of two different heads, -0.25
+to 0.15.
+"""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How one scan was registered to another.
+
+    Args:
+        matrix: 4×4, mm of the fixed scan's space to mm of the moving scan's, RAS+.
+        information: the mutual information in nats that the search reached.
+        sharpness: how much of the mutual information deep in the head is lost, at least, where the moving scan is
+            displaced a little: 1 all of it, 0 or less where another place fits as well.
+    """
+
+    matrix: Matrix
+    information: float
+    sharpness: float
 
 
 def register_study(
     subject: str, scans: Mapping[str, Scan], reference: str, contrasts: ContrastSet, levels: Sequence[float]
-) -> tuple[dict[str, Matrix], dict[str, float]]:
-    """Each scan's matrix from output space to its own space, and the mutual information of those registered."""
+) -> tuple[dict[str, Matrix], dict[str, Match]]:
+    """Each scan's matrix from output space to its own space, and how well those match that were registered."""
 
     def one_acquisition(first: str, second: str) -> bool:
         same_grid = scans[first].is_on(scans[second].volume.shape, scans[second].affine)
         return same_grid and (first == second or any({first, second} <= set(scan) for scan in contrasts.echoes))
 
     matrices: dict[str, Matrix] = {}
-    information: dict[str, float] = {}
+    matches: dict[str, Match] = {}
     # Of an acquisition's echoes the first, in the order of the contrast set's references, stands for the others
     ranked = [name for name in contrasts.references or contrasts.names if name in scans]
     fixed = next(name for name in ranked if one_acquisition(name, reference))
@@ -36,13 +67,126 @@ def register_study(
             matrices[name] = matrices[together]
         else:
             try:
-                matrices[name], information[name] = register_rigidly(scans[fixed], scans[name], levels)
+                matches[name] = match_scans(scans[fixed], scans[name], levels)
             except RuntimeError as error:
                 raise StudyError(
                     f"study {subject!r}: {name} could not be registered to {reference} ({error}); "
                     "check that both are scans of one head, or exclude one"
                 ) from error
-    return matrices, information
+            matrices[name] = matches[name].matrix
+    return matrices, matches
+
+
+def judge_registration(subject: str, matches: Mapping[str, Match], reference: str) -> list[dict[str, str]]:
+    """A finding for each registration that is implausible, and a warning in the log.
+
+    Returns:
+        For each ``severity``, ``check``, ``file`` (the contrast), ``found`` and ``advice``.
+
+    Example::
+
+        >>> judge_registration("case", {"t2": Match(np.eye(4), 0.8, 0.6)}, "t1")
+        []
+        >>> judge_registration("case", {"t2": Match(np.eye(4), 0.4, 0.05)}, "t1")[0]["found"]
+        't2 matches t1 nowhere clearly: sharpness 0.05, of one head it is 0.2 or more'
+    """
+    findings = []
+    for name, match in matches.items():
+        if match.sharpness >= SHARP:
+            continue
+        finding = {
+            "severity": "warning",
+            "check": "registration",
+            "file": name,
+            "found": f"{name} matches {reference} nowhere clearly: sharpness {match.sharpness:.2f}, "
+            f"of one head it is {SHARP} or more",
+            "advice": "look at both; they may be of two patients, or one is upside down or spoilt: exclude it",
+        }
+        findings.append(finding)
+        logger.warning("%s: %s; %s", subject, finding["found"], finding["advice"])
+    return findings
+
+
+def match_scans(
+    fixed: Scan, moving: Scan, levels: Sequence[float] = (8.0, 4.0, 2.0), tolerance: float = 0.005
+) -> Match:
+    """Register two scans, and measure how well they match; contrasts that are aligned already stay so.
+
+    Of the movement that :func:`register_rigidly` finds and none at all the one counts that has more mutual information
+    deep in the head. On raw phantoms of 3 mm voxels whose contrasts are aligned, what was found had 0.3 % more than
+    none; on such that are 0.5 mm apart it had 1.1 % more.
+
+    Args:
+        fixed: one scan.
+        moving: the other.
+        levels: voxel sizes in mm, coarse to fine.
+        tolerance: by what share of its mutual information a movement has to be better than none.
+
+    Raises:
+        RuntimeError: as :func:`register_rigidly`.
+    """
+    matrix, information = register_rigidly(fixed, moving, levels)
+    inside = _Inside.of(fixed, moving)
+    found, still = inside.information(matrix), inside.information(np.eye(4))
+    if still > 0 and still >= found * (1 - tolerance):
+        matrix, found = np.eye(4), still
+    displaced = max(inside.information(matrix @ away) for away in inside.displacements())
+    return Match(matrix, information, round(1 - displaced / found, 3) if found > 0 else 0.0)
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """The voxels deep in the head of a fixed scan, and the moving scan, at a coarse voxel size.
+
+    Args:
+        values: of the fixed scan, (N,).
+        points: (4, N), in mm of its space.
+        moving: the other scan.
+    """
+
+    values: NDArray[np.float32]
+    points: NDArray[np.float64]
+    moving: Scan
+
+    @classmethod
+    def of(cls, fixed: Scan, moving: Scan, spacing: float = 4.0, depth: float = 15.0) -> _Inside:
+        small = shrink(fixed, spacing)
+        head = small.volume > otsu_thresholds(small.volume, 1)[0] / 2
+        head = ndimage.binary_fill_holes(ndimage.binary_closing(head, iterations=2))
+        # Scalp and outline of two heads match, too
+        deep = ndimage.distance_transform_edt(np.pad(head, 1, mode="edge"), sampling=small.spacing)[1:-1, 1:-1, 1:-1]
+        voxels = np.argwhere(deep > depth)
+        points = small.affine @ np.column_stack([voxels, np.ones(len(voxels))]).T
+        return cls(small.volume[deep > depth], points, shrink(moving, spacing))
+
+    def information(self, matrix: Matrix, bins: int = 32, least: int = 500) -> float:
+        """The mutual information in nats where the scans overlap, 0 where that is too little."""
+        voxels = (np.linalg.inv(self.moving.affine) @ matrix @ self.points)[:3]
+        reached = ((voxels >= 0) & (voxels <= np.array(self.moving.volume.shape)[:, None] - 1)).all(axis=0)
+        if np.count_nonzero(reached) < min(least, len(self.values) / 2 + 1):
+            return 0.0
+        seen = ndimage.map_coordinates(self.moving.volume, voxels[:, reached], order=1)
+        joint = np.zeros((bins, bins))
+        np.add.at(joint, (_binned(self.values[reached], bins), _binned(seen, bins)), 1 / len(seen))
+        apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0)
+        there = joint > 0
+        return float((joint[there] * np.log(joint[there] / apart[there])).sum())
+
+    def displacements(self, shift: float = 6.0, turn: float = 8.0) -> Iterator[Matrix]:
+        """Shifts in mm along and turns in degrees about each axis, both ways, about the middle of the head."""
+        middle = self.points[:3].mean(axis=1)
+        for axis, sign in product(np.eye(3), (-1, 1)):
+            shifted, turned = np.eye(4), np.eye(4)
+            shifted[:3, 3] = sign * shift * axis
+            turned[:3, :3] = Rotation.from_rotvec(np.radians(sign * turn) * axis).as_matrix()
+            turned[:3, 3] = middle - turned[:3, :3] @ middle
+            yield shifted
+            yield turned
+
+
+def _binned(values: NDArray[np.floating[Any]], bins: int) -> NDArray[np.intp]:
+    low, high = np.percentile(values, (1, 99))
+    return np.clip((values - low) / max(high - low, 1e-6) * bins, 0, bins - 1).astype(np.intp)
 
 
 def register_rigidly(fixed: Scan, moving: Scan, levels: Sequence[float] = (8.0, 4.0, 2.0)) -> tuple[Matrix, float]:

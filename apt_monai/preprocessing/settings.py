@@ -24,8 +24,8 @@ class PreprocessingSettings:
             it has of the contrast set's ``references``). None is the contrast set's own: for BraTS 1 mm, for ADNI the
             grid of PD and T2.
         mask: the brain mask. ``"deepbet"``: a network for T1 (``pip install deepbet``, weights included, MIT licence);
-            a study without T1 gives it T1Gd, and one without a T1-weighted scan gets the filters. ``"itk"``: the
-            filters, which need no other package and know no anatomy. Or a path with ``{subject}`` in it, such as
+            a study without T1 gives it T1Gd, and one without a T1-weighted scan FLAIR, PD less T2 or T2. ``"itk"``:
+            the filters, which need no other package and know no anatomy. Or a path with ``{subject}`` in it, such as
             ``masks/{subject}_mask.nii.gz``: masks of your own, above 0 in the brain, on the grid of one of the study's
             scans. On the phantom's T1 (3 mm, two subjects) deepbet's Dice with the true mask was 0.97 and 0.97, that
             of the filters 0.96 and 0.92 (the second one atrophic).

@@ -26,7 +26,7 @@ from apt_monai.preprocessing.output import (
     inputs_of,
     save_nifti,
 )
-from apt_monai.preprocessing.registration import register_study
+from apt_monai.preprocessing.registration import Match, judge_registration, register_study
 from apt_monai.preprocessing.resampling import isotropic_grid, resample
 from apt_monai.preprocessing.scan import Matrix, Scan, Volume, read_scan
 from apt_monai.preprocessing.segmentation import carry_segmentation
@@ -85,8 +85,9 @@ def preprocess_study(
     reference = _reference(subject, ranked, grid)
 
     scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
-    matrices, information = register_study(subject, scans, reference, contrast_set, settings.levels)
-    mask = find_brain_mask(subject, scans, contrast_set, settings, settings.own_mask(study))
+    matrices, matches = register_study(subject, scans, reference, contrast_set, settings.levels)
+    findings = judge_registration(subject, matches, reference)
+    mask = find_brain_mask(subject, scans, contrast_set, settings, settings.own_mask(study), matrices)
     pose, template = None, settings.template_of(contrast_set)
     if template is not None and isinstance(grid, (int, float)):
         own = scans[reference]
@@ -124,7 +125,8 @@ def preprocess_study(
             "mask": {"from": mask.origin, "scan": mask.space, "ml": mask.ml},
             "segmentation": {"scan": carried[0]} if carried else None,
             "brain_ml": round(float(np.count_nonzero(brain) * abs(np.linalg.det(affine[:3, :3])) / 1000), 1),
-            "scans": {name: _scan_record(scan, matrices[name], information.get(name)) for name, scan in scans.items()},
+            "scans": {name: _scan_record(scan, matrices[name], matches.get(name)) for name, scan in scans.items()},
+            "findings": findings,
         }
         (details / TRANSFORMS_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder
@@ -190,11 +192,12 @@ def _volumes(
         yield name, np.where(brain, np.maximum(values, 0), 0).astype(np.float32)
 
 
-def _scan_record(scan: Scan, matrix: Matrix, information: float | None) -> dict[str, Any]:
+def _scan_record(scan: Scan, matrix: Matrix, match: Match | None) -> dict[str, Any]:
     degrees = float(np.degrees(Rotation.from_matrix(matrix[:3, :3]).magnitude()))
     return {
         "to_scanner": matrix.tolist(),
         "grid": {"shape": list(scan.volume.shape), "affine": scan.affine.tolist()},
         "rotation_degrees": round(degrees, 3),
-        "mutual_information": information,
+        "mutual_information": match.information if match else None,
+        "sharpness": match.sharpness if match else None,
     }
