@@ -271,6 +271,12 @@ def _synthesize(commands: Any, names: list[str]) -> None:
     synthesize.add_argument(
         "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
     )
+    synthesize.add_argument(
+        "--report",
+        action="store_true",
+        help="for each study an HTML file to look at, complete in itself: acquired and synthetic contrasts side by "
+        "side, uncertainty, findings, where the images come from",
+    )
     _model(synthesize)
     _method(synthesize)
 
@@ -308,6 +314,11 @@ def _evaluate(commands: Any) -> None:
     )
     evaluate.add_argument(
         "--work", type=Path, metavar="DIR", help="the slices; can be deleted (default: in your user folder)"
+    )
+    evaluate.add_argument(
+        "--report",
+        action="store_true",
+        help="also one HTML file: tables, how each subject scored, the worst cases with their pictures",
     )
     _model(evaluate)
     _method(evaluate)

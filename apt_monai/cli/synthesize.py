@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apt_monai.cli.choices import bundle_of, contrasts_of, datasets_with
@@ -30,13 +31,14 @@ def run(arguments: argparse.Namespace) -> int:
     contrasts.check(arguments.target or ())
     overrides: dict[str, object] = {"targets": arguments.target} if arguments.target else {}
     if arguments.data is not None:
-        read_studies(arguments.data, contrasts, series=arguments.series)
+        studies: Sequence[Mapping[str, str]] = read_studies(arguments.data, contrasts, series=arguments.series)
         written = [f"{arguments.out}/*/*_{SYNTHETIC}.nii.gz"]
     else:
-        overrides["studies"] = [_read_patient(arguments, contrasts, given)]
+        overrides["studies"] = studies = [_read_patient(arguments, contrasts, given)]
         targets = arguments.target or [name for name in contrasts.names if name not in given]
         written = [f"{arguments.out}/{arguments.subject}/{arguments.subject}_{t}_{SYNTHETIC}.nii.gz" for t in targets]
     run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
+    written += _write_reports(arguments, contrasts, studies) if arguments.report else []
     others = [name for name in datasets_with(list(given)) if name != contrasts.name]
     if unsaid and others:
         print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")
@@ -44,6 +46,16 @@ def run(arguments: argparse.Namespace) -> int:
     if any(arguments.out.glob(f"*/*_{SYNTHETIC}_uncertainty.nii.gz")):
         print("Beside each, half the width of its 90 % interval: ..._uncertainty.nii.gz")
     return 0
+
+
+def _write_reports(
+    arguments: argparse.Namespace, contrasts: ContrastSet, studies: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """A report of each study that something was synthesised for; those that lack nothing have none."""
+    from apt_monai.report import write_report
+
+    missing = [study for study in studies if arguments.target or not set(contrasts.names) <= set(study)]
+    return [str(write_report(study, arguments.out, contrasts)) for study in missing]
 
 
 def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: dict[str, str]) -> dict[str, str]:

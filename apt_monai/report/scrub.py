@@ -17,8 +17,8 @@ def scrubbed(value: Any, study: Mapping[str, str | Path]) -> Any:
 
     Example::
 
-        >>> sidecar = {"sources": {"t1": {"path": "/pacs/Doe_Jane/t1.nii.gz"}}, "found": "/pacs/Doe_Jane/t1.nii.gz: dark"}
-        >>> scrubbed(sidecar, {"subject": "a", "t1": "/pacs/Doe_Jane/t1.nii.gz"})
+        >>> sidecar = {"sources": {"t1": {"path": "/pacs/Doe/t1.nii.gz"}}, "found": "/pacs/Doe/t1.nii.gz: dark"}
+        >>> scrubbed(sidecar, {"subject": "a", "t1": "/pacs/Doe/t1.nii.gz"})
         {'sources': {'t1': {}}, 'found': 't1: dark'}
     """
     names = {key: Path(path) for key, path in study.items() if key != "subject"}

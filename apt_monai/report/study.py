@@ -19,6 +19,8 @@ from apt_monai.report.scrub import scrubbed
 from apt_monai.report.volumes import Grid, encode_uncertainty, encode_volume, on_grid, read_ras
 
 CAUTION = "They show what a model expects, not what a scanner saw: they can miss a lesion or invent one."
+PHANTOM = "phantom"
+"""What the model's description of its training data says where those were no patients."""
 SEVERITIES = ("error", "warning")
 """Severities of a finding that are drawn in a colour, the worst first; others follow."""
 
@@ -106,9 +108,7 @@ def write_report(study: Mapping[str, str | Path], out: str | Path, contrasts: st
     return path
 
 
-def _shown(
-    study: Mapping[str, str | Path], subject: str, out: str | Path, contrasts: ContrastSet
-) -> list[_Shown]:
+def _shown(study: Mapping[str, str | Path], subject: str, out: str | Path, contrasts: ContrastSet) -> list[_Shown]:
     """The acquired volumes, then the synthetic ones, in contrast order."""
     sidecars = {}
     for name in contrasts.names:
@@ -151,7 +151,13 @@ def _viewer_data(shown: Sequence[_Shown], grid: Grid) -> tuple[dict[str, str], l
         if moved:
             resampled.append(volume.label)
         values, data[f"volume-{number}"] = encode_volume(intensities, grid.brain)
-        entry = {"key": volume.name, "label": volume.label, "kind": volume.kind, "synthetic": volume.synthetic, **values}
+        entry = {
+            "key": volume.name,
+            "label": volume.label,
+            "kind": volume.kind,
+            "synthetic": volume.synthetic,
+            **values,
+        }
         if volume.sidecar is not None:
             entry["neighbour"] = volume.sidecar["intensity_scale"]["contrast"]
             if uncertainty_path(volume.path).is_file():
@@ -179,7 +185,7 @@ def _findings(sidecars: Sequence[Mapping[str, Any]]) -> str:
     unique = {json.dumps(finding, sort_keys=True): finding for findings in checked for finding in findings}
     found = sorted(unique.values(), key=lambda finding: _severity(finding)[0])
     trained = sorted({str(sidecar["trained_on"]) for sidecar in sidecars if "trained_on" in sidecar})
-    lines = [f"<li><span class='severity'>model</span> Trained on: {escape(', '.join(trained))}.</li>"] if trained else []
+    lines = [_trained_on(trained)] if trained else []
     for finding in found:
         what = " · ".join(str(finding[key]) for key in ("check", "file") if finding.get(key))
         text = " ".join(escape(str(finding[key])) for key in ("found", "advice") if finding.get(key))
@@ -192,6 +198,14 @@ def _findings(sidecars: Sequence[Mapping[str, Any]]) -> str:
     elif not found:
         lines.append("<li>Quality control of the input found nothing.</li>")
     return f"<h2 id='findings'>Findings</h2><ul class='findings'>{''.join(lines)}</ul>"
+
+
+def _trained_on(trained: Sequence[str]) -> str:
+    phantoms = any(PHANTOM in text for text in trained)
+    kind, more = ("warning", "; it has never seen a patient") if phantoms else ("note", "")
+    return (
+        f"<li class='{kind}'><span class='severity'>model</span> Trained on: {escape(', '.join(trained))}{more}.</li>"
+    )
 
 
 def _severity(finding: Mapping[str, Any]) -> tuple[int, str]:

@@ -83,7 +83,7 @@
         const grey = Math.min(255, Math.max(0, (volume.low + volume.slope * volume.codes[at] - low) * scale));
         let red = grey, green = grey, blue = grey;
         if (layer && layer[at]) {
-          const share = state.opacity * Math.min(1, layer[at] / 96); // little uncertainty stays see-through
+          const share = state.opacity * Math.min(1, layer[at] / 192); // little uncertainty stays see-through
           red += share * (COLOURS[3 * layer[at]] - grey);
           green += share * (COLOURS[3 * layer[at] + 1] - grey);
           blue += share * (COLOURS[3 * layer[at] + 2] - grey);
@@ -197,7 +197,7 @@
       ]) {
         const colour = volume.synthetic ? SYNTHETIC_COLOUR : TEXT_COLOUR;
         const percent = state.mode === "fade" ? ` ${Math.round(100 * share)} %` : "";
-        write(context, volume.label + percent, x, bottom - (volume.synthetic ? size * 1.2 : 0), align, "bottom", colour, size);
+        write(context, (volume.synthetic ? volume.label : `${volume.label} ${volume.kind}`) + percent, x, bottom - (volume.synthetic ? size * 1.2 : 0), align, "bottom", colour, size);
         if (volume.synthetic) write(context, "SYNTHETIC", x, bottom, align, "bottom", colour, size);
       }
     } else if (volumes[pane.volume].synthetic) {
@@ -370,6 +370,8 @@
         refresh();
       });
     }
+    element("compared").style.gridTemplateColumns = PLANES // one scale for all three
+      .map((plane) => `minmax(0, ${Math.round(extent[plane.across])}fr)`).join(" ");
     for (const plane of PLANES) {
       addPane(element("compared"), plane, "comparison", { compares: true }).canvas.id = `compared-${plane.name}`;
     }
