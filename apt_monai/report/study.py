@@ -172,10 +172,10 @@ def _display(resampled: Sequence[str]) -> str:
     moved = f" {', '.join(resampled)}: resampled onto the grid of the synthetic images." if resampled else ""
     return (
         "The patient's right is on the left of axial and coronal images; planes are those of the voxels. Display only: "
-        "cropped to the brain, windowed to 1,024 steps of intensity, each contrast in a range of its own (the synthetic "
-        f"ones have no scale of their own).{moved} Measure in the NIfTI files, which are exact. The uncertainty is half the "
-        "width of the interval that covers 90 % of a brain's voxels, as measured on the subjects that the model was "
-        "calibrated on; on images unlike those it covers less."
+        "cropped to the brain, windowed to 1,024 steps of intensity, each contrast in a range of its own (the "
+        f"synthetic ones have no scale of their own).{moved} Measure in the NIfTI files, which are exact. The "
+        "uncertainty is half the width of the interval that covers 90 % of a brain's voxels, as measured on the "
+        "subjects that the model was calibrated on; on images unlike those it covers less."
     )
 
 
