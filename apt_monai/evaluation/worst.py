@@ -46,7 +46,8 @@ def worst_cases(rows: Sequence[Row], method: str, count: int) -> list[WorstCase]
 
         >>> scores = dict.fromkeys([f"{m}_{r}" for m in ("psnr", "ssim") for r in ("slice", "brain", "tumour")], 0.9)
         >>> scores |= dict.fromkeys(["structure", "detail", "flicker", "coverage", "seconds"], 1.0)
-        >>> rows = [Row("direct", "t1", "t2", name, 7, **scores | {"psnr_brain": db}) for name, db in (("a", 30), ("b", 20))]
+        >>> decibels = {"a": 30, "b": 20}
+        >>> rows = [Row("direct", "t1", "t2", s, 7, **scores | {"psnr_brain": db}) for s, db in decibels.items()]
         >>> [case.subject for case in worst_cases(rows, "direct", 1)]
         ['b']
     """
@@ -60,10 +61,9 @@ def worst_cases(rows: Sequence[Row], method: str, count: int) -> list[WorstCase]
         if len(chosen) == count:
             break
         if (subject, target) not in chosen:
-            own = [
-                r for r in rows if (r.method, r.acquired, r.target, r.subject) == (method, acquired, target, subject)
-            ]
+            key = (method, acquired, target, subject)
+            own = [row for row in rows if (row.method, row.acquired, row.target, row.subject) == key]
             index = min((row for row in own if not math.isnan(row.psnr_brain)), key=lambda row: row.psnr_brain).slice
-            case = WorstCase(subject, acquired, target, value, index, f"worst_{len(chosen) + 1}.png")
-            chosen[subject, target] = case
+            picture = f"worst_{len(chosen) + 1}.png"
+            chosen[subject, target] = WorstCase(subject, acquired, target, value, index, picture)
     return list(chosen.values())
