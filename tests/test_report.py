@@ -25,6 +25,7 @@ from apt_monai.evaluation import EvaluationSlices, evaluate_methods
 from apt_monai.io.sidecar import is_synthetic_name
 from apt_monai.methods import Copy
 from apt_monai.report import report_path, write_cohort_report, write_report
+from apt_monai.report.scrub import scrubbed
 
 
 class Page(HTMLParser):
@@ -158,6 +159,23 @@ def test_a_report_says_of_paths_and_patients_the_studys_name_alone(tmp_path: Pat
     page = written_report(folder / "case1", findings=findings).read_text()
     assert "Doe" not in page and str(tmp_path) not in page
     assert "t1: 7 mm slices" in page and "case1" in page
+
+
+def test_a_folders_short_name_is_not_looked_for_in_other_texts(tmp_path: Path) -> None:
+    study = {"subject": "case1", "t1": "1", "t2": "/pacs/case1", "pd": "/pacs/Doe_Jane::echo=2"}
+    said = {"sha256": "1c1", "seed": 1, "subject": "case1", "found": "1 of 3 in Doe_Jane::echo=2"}
+    assert scrubbed(said, study) == {**said, "found": "1 of 3 in pd"}
+
+
+def test_pictures_are_in_the_report_itself_and_it_goes_where_one_says(tmp_path: Path) -> None:
+    study = synthesised_study(tmp_path / "case1")
+    (tmp_path / "planes.png").write_bytes(b"PNG")
+    pictures = {"Registration": tmp_path / "planes.png"}
+    path = write_report(study, tmp_path / "out", BRATS, tmp_path / "a" / "r_SYNTHETIC.html", pictures)
+    page = Page(path)
+    assert page.addresses == ["data:image/png;base64,UE5H"] and "Registration" in page.text
+    with pytest.raises(ValueError, match="its name must say SYNTHETIC"):
+        write_report(study, tmp_path / "out", BRATS, tmp_path / "report.html")
 
 
 def test_findings_are_there_once_the_worst_first(tmp_path: Path) -> None:

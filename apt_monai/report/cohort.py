@@ -21,7 +21,7 @@ from apt_monai.evaluation.statistics import rows_by_case, subject_means
 from apt_monai.evaluation.tables import ALL_OTHERS
 from apt_monai.files import write_text
 from apt_monai.io.sidecar import SYNTHETIC
-from apt_monai.report.page import WARNING, page, table
+from apt_monai.report.page import WARNING, page, picture, table
 from apt_monai.report.tables import markdown_to_html
 
 DRAWN = {"psnr_brain": "PSNR in the brain, dB", "ssim_brain": "SSIM in the brain", "structure": "structure, dB"}
@@ -70,7 +70,7 @@ def write_cohort_report(folder: str | Path, contrasts: str | ContrastSet) -> Pat
         markdown_to_html(_without_folders((folder / "results.md").read_text(encoding="utf-8"), record)),
         f"<details><summary>Each subject, {escape(main)}</summary>{_subjects(rows, main, labels)}</details>",
         "<h2>Pictures</h2>",
-        *(f'<img class="figure" src="{_png(folder / name)}" alt="{escape(name)}">' for name in others),
+        *(picture(folder / name, name) for name in others),
         f"<h2>What was evaluated</h2>{_evaluated(record)}</main>",
     ]
     notice = f"What is scored here was synthesised by a model; {WARNING}"
@@ -102,8 +102,7 @@ def _worst(cases: Sequence[Mapping[str, Any]], folder: Path, main: str, labels: 
     for case in cases:
         given = ", ".join(labels[name] for name in case["acquired"].split("+"))
         text = f"{case['subject']}: {labels[case['target']]} from {given}, {float(case['psnr_brain']):.1f} dB ({main})"
-        picture = f'<img class="figure" src="{_png(folder / case["picture"])}" alt="{escape(text)}">'
-        lines.append(f"<h3>{escape(text)}</h3>{picture}")
+        lines.append(f"<h3>{escape(text)}</h3>{picture(folder / case['picture'], text)}")
     return "".join(lines)
 
 
@@ -186,7 +185,3 @@ def _evaluated(record: Mapping[str, Any]) -> str:
         "test slices (SHA-256)": str(record["settings"]["test_slices_sha256"]),
     }
     return table(list(fields.items()))
-
-
-def _png(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

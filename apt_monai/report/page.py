@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -107,6 +108,17 @@ def table(rows: Iterable[Sequence[str]], heading: Sequence[str] = (), numbers_fr
         name = cell("th", 0, first, ' scope="row"')
         lines.append(f"<tr>{name}{''.join(cells)}</tr>")
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def picture(path: str | Path, text: str) -> str:
+    """A PNG file inside the page.
+
+    Args:
+        path: the file.
+        text: what those are told who cannot see it.
+    """
+    data = base64.b64encode(Path(path).read_bytes()).decode()
+    return f'<img class="figure" src="data:image/png;base64,{data}" alt="{escape(text)}">'
 
 
 def _csp_hash(text: str) -> str:

@@ -13,8 +13,8 @@ from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data.writers import synthetic_path, uncertainty_path
 from apt_monai.errors import StudyError
 from apt_monai.files import write_text
-from apt_monai.io.sidecar import SYNTHETIC, sidecar_path
-from apt_monai.report.page import WARNING, json_block, page, table, template
+from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, sidecar_path
+from apt_monai.report.page import WARNING, json_block, page, picture, table, template
 from apt_monai.report.scrub import scrubbed
 from apt_monai.report.volumes import Grid, encode_uncertainty, encode_volume, on_grid, read_ras
 
@@ -51,7 +51,13 @@ def report_path(out: str | Path, subject: str) -> Path:
     return Path(out) / subject / f"{subject}_report_{SYNTHETIC}.html"
 
 
-def write_report(study: Mapping[str, str | Path], out: str | Path, contrasts: str | ContrastSet) -> Path:
+def write_report(
+    study: Mapping[str, str | Path],
+    out: str | Path,
+    contrasts: str | ContrastSet,
+    path: str | Path | None = None,
+    pictures: Mapping[str, str | Path] | None = None,
+) -> Path:
     """Write the report of a study whose absent contrasts have been synthesised: one HTML file, complete in itself.
 
     Acquired and synthetic contrasts in three planes with one cursor, one over the other, the uncertainty as a colour on
@@ -66,14 +72,17 @@ def write_report(study: Mapping[str, str | Path], out: str | Path, contrasts: st
             it). What else it has is not looked at.
         out: the folder that the volumes were written to: ``<out>/<subject>/<subject>_<contrast>_SYNTHETIC.nii.gz``.
         contrasts: the contrast set, or its name.
+        path: the report; None: where :func:`report_path` says. ``SYNTHETIC`` must be in its name.
+        pictures: PNG files by their titles, such as a registration's, shown below the images.
 
     Returns:
-        The report, ``<out>/<subject>/<subject>_report_SYNTHETIC.html``.
+        The report.
 
     Raises:
         StudyError: no synthetic volume of the study is in ``out``, its sidecar cannot be used, or an acquired volume
             cannot be read.
-        OSError: the report cannot be written.
+        ValueError: the report's name does not say that it is of synthetic images.
+        OSError: a picture cannot be read, or the report cannot be written.
 
     Example::
 
@@ -89,6 +98,9 @@ def write_report(study: Mapping[str, str | Path], out: str | Path, contrasts: st
     """
     chosen = get_contrast_set(contrasts)
     subject = str(study.get("subject", "study"))
+    path = report_path(out, subject) if path is None else Path(path)
+    if not is_synthetic_name(path):
+        raise ValueError(f"{path}: holds synthesised images, so its name must say {SYNTHETIC}")
     shown = _shown(study, subject, out, chosen)
     grid = Grid.around(*read_ras(next(volume.path for volume in shown if volume.synthetic)))
     data, resampled = _viewer_data(shown, grid)
@@ -99,11 +111,11 @@ def write_report(study: Mapping[str, str | Path], out: str | Path, contrasts: st
         synthesised=escape(", ".join(sidecars)),
         findings=_findings(list(sidecars.values())),
         display=escape(_display(resampled)),
+        pictures="".join(f"<h2>{escape(title)}</h2>{picture(file, title)}" for title, file in (pictures or {}).items()),
         provenance=_provenance(sidecars, dict(zip(chosen.names, chosen.labels, strict=True))),
     )
     banner = "SYNTHETIC IMAGES INSIDE"
     notice = f"Not acquired; {WARNING} {CAUTION}"
-    path = report_path(out, subject)
     write_text(path, page(f"{subject}: report, {SYNTHETIC}", banner, notice, body, data))
     return path
 
