@@ -13,9 +13,9 @@ from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, get_contrast_set
 from apt_monai.places import SHIPPED, read_settings
 
 PROGRAM = "python -m apt_monai"
-RAW = "adni-raw"  # the phantom that is to be preprocessed
 SHIPPED_WEIGHTS = "shipped"
 DATASETS = list(CONTRAST_SETS)
+RAW = {f"{dataset}-raw": dataset for dataset in DATASETS}  # the phantoms that are to be preprocessed
 DATASET = f"{{{','.join(DATASETS)}}}|FILE"
 WHOSE = "whose contrasts; FILE: a contrast set of your own, in YAML"
 MASK = "deepbet"  # as PreprocessingSettings has it, which takes seconds to import
@@ -46,7 +46,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="name", required=True)
-    for add in (_phantom, _preprocess, _train, _evaluate, _codebook, _demo):
+    for add in (_phantom, _preprocess, _train, _evaluate, _restore, _codebook, _demo):
         add(commands)
     _synthesize(commands, contrast_names(argv))
     return parser
@@ -131,15 +131,15 @@ def _phantom(commands: Any) -> None:
     phantom = _add(
         commands,
         "phantom",
-        "write digital phantoms, as the NIfTI files of a dataset",
+        "write digital phantoms, as the NIfTI or DICOM files of a dataset",
         "phantom data --dataset brats --spacing 3",
     )
     phantom.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
     phantom.add_argument(
         "--dataset",
         default=BRATS.name,
-        choices=[*DATASETS, RAW],
-        help=f"whose format and contrasts; {RAW}: as a scanner gives them, to be preprocessed",
+        choices=[*DATASETS, *RAW],
+        help=f"whose format and contrasts; {', '.join(RAW)}: as a scanner gives them, to be preprocessed",
     )
     phantom.add_argument("--subjects", type=at_least(1), default=20, metavar="N", help="how many, 1 or more")
     phantom.add_argument(
@@ -151,9 +151,11 @@ def _phantom(commands: Any) -> None:
     phantom.add_argument(
         "--varied",
         action="store_true",
-        help=f"scanner, protocol, voxels and lesions differ from study to study, as between hospitals; not for {RAW}",
+        help=f"scanner, protocol, voxels and lesions differ from study to study, as between hospitals; not for "
+        f"{', '.join(RAW)}",
     )
     phantom.add_argument("--noiseless", action="store_true", help="the same studies without their noise")
+    phantom.add_argument("--dicom", action="store_true", help=f"DICOM series, one file a slice; of {', '.join(RAW)}")
 
 
 def _preprocess(commands: Any) -> None:
@@ -182,6 +184,12 @@ def _preprocess(commands: Any) -> None:
         help="the brain mask: deepbet, a network for T1 (T1Gd where there is none, else the filters), nearest to the "
         "truth on the phantom (pip install 'apt_monai[preprocess]'); itk, filters that need no other package; or masks "
         "of your own, a path with {subject} in it, such as masks/{subject}_mask.nii.gz",
+    )
+    preprocess.add_argument(
+        "--template",
+        metavar="mni152|reference|PATH",
+        help="in whose pose isotropic volumes come: MNI152's (needs nilearn), the reference scan's own, or that of a "
+        "skull-stripped head, such as SRI24 (default: mni152 for brats)",
     )
     preprocess.add_argument(
         "--workers", type=at_least(1), default=1, metavar="N", help="studies at a time; each takes a core and 2 GB"
@@ -271,14 +279,65 @@ def _synthesize(commands: Any, names: list[str]) -> None:
     synthesize.add_argument(
         "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
     )
+    _around(synthesize)
+    _model(synthesize)
+    _method(synthesize)
+
+
+def _around(synthesize: argparse.ArgumentParser) -> None:
+    """What comes before and after a synthesis: raw scans, other formats."""
+    synthesize.add_argument(
+        "--raw",
+        action="store_true",
+        help="the scans are as the scanner gave them, with skull, each on a grid of its own: they are preprocessed, "
+        "and the volumes put back onto the grid of one of them",
+    )
+    synthesize.add_argument(
+        "--grid",
+        metavar="CONTRAST",
+        help="with --raw: onto which scan's grid (default: for each volume that whose intensity scale it has)",
+    )
+    synthesize.add_argument(
+        "--dicom",
+        action="store_true",
+        help="each volume as a DICOM series of the patient's study too, in the folder dicom beside it, its uncertainty "
+        "as a parametric map (pip install 'apt_monai[dicom]')",
+    )
+    synthesize.add_argument(
+        "--dicom-reference",
+        metavar="SERIES",
+        help="for NIfTI files of one patient: the DICOM series, of the same study, that the volumes are written beside",
+    )
+    synthesize.add_argument(
+        "--bids", type=Path, metavar="DIR", help="the volumes as a BIDS derivatives dataset too, in that folder"
+    )
     synthesize.add_argument(
         "--report",
         action="store_true",
         help="for each study an HTML file to look at, complete in itself: acquired and synthetic contrasts side by "
         "side, uncertainty, findings, where the images come from",
     )
-    _model(synthesize)
-    _method(synthesize)
+
+
+def _restore(commands: Any) -> None:
+    restore = _add(
+        commands,
+        "restore",
+        "put synthesised volumes back onto the voxel grid of a raw scan",
+        "restore synthetic preprocessed --out restored",
+    )
+    restore.add_argument("synthetic", type=Path, metavar="SYNTHETIC", help="the folder that synthesize wrote")
+    restore.add_argument(
+        "preprocessed", type=Path, metavar="PREPROCESSED", help="the folder that preprocess wrote, of the same studies"
+    )
+    restore.add_argument(
+        "--out", type=Path, default=Path("restored"), metavar="DIR", help="the folder; what it has already is kept"
+    )
+    restore.add_argument(
+        "--grid",
+        metavar="CONTRAST",
+        help="onto which scan's grid (default: for each volume that whose intensity scale it has)",
+    )
 
 
 def _evaluate(commands: Any) -> None:

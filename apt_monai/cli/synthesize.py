@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apt_monai.cli.choices import bundle_of, contrasts_of, datasets_with
+from apt_monai.cli.exports import check_exports, write_exports
 from apt_monai.cli.launch import run_config
 from apt_monai.contrasts import CONTRAST_SETS, ContrastSet
 from apt_monai.data.readers import read_studies
@@ -30,32 +32,83 @@ def run(arguments: argparse.Namespace) -> int:
     contrasts = contrasts_of(arguments, [*given, *(arguments.target or ())])
     contrasts.check(arguments.target or ())
     overrides: dict[str, object] = {"targets": arguments.target} if arguments.target else {}
+    if arguments.grid and not arguments.raw:
+        raise ValueError("--grid says onto which scan's grid --raw puts the volumes back: give --raw too")
     if arguments.data is not None:
-        studies: Sequence[Mapping[str, str]] = read_studies(arguments.data, contrasts, series=arguments.series)
+        studies = read_studies(arguments.data, contrasts, series=arguments.series)
         written = [f"{arguments.out}/*/*_{SYNTHETIC}.nii.gz"]
     else:
         overrides["studies"] = studies = [_read_patient(arguments, contrasts, given)]
         targets = arguments.target or [name for name in contrasts.names if name not in given]
         written = [f"{arguments.out}/{arguments.subject}/{arguments.subject}_{t}_{SYNTHETIC}.nii.gz" for t in targets]
-    run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
-    written += _write_reports(arguments, contrasts, studies) if arguments.report else []
+    check_exports(arguments, contrasts, studies)
+    failed: dict[str, str] = {}
+    if arguments.raw:
+        failed = _run_raw(arguments, contrasts, studies, overrides)
+        studies = [study for study in studies if study["subject"] not in failed]
+    else:
+        run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
+    written += write_exports(arguments, contrasts, studies)
+    written += _write_reports(arguments, contrasts, studies) if arguments.report and studies else []
     others = [name for name in datasets_with(list(given)) if name != contrasts.name]
     if unsaid and others:
         print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")
     print("\nSynthesised, not acquired; for research, not for diagnosis or treatment:", *written, sep="\n  ")
     if any(arguments.out.glob(f"*/*_{SYNTHETIC}_uncertainty.nii.gz")):
         print("Beside each, half the width of its 90 % interval: ..._uncertainty.nii.gz")
-    return 0
+    if arguments.raw:
+        print(f"Look at *_registration.png and *_SYNTHETIC.png there; the steps between are in {arguments.out}/steps")
+    for subject, reason in failed.items():
+        print(f"failed: {subject}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run_raw(
+    arguments: argparse.Namespace,
+    contrasts: ContrastSet,
+    studies: Sequence[Mapping[str, str]],
+    overrides: dict[str, object],
+) -> dict[str, str]:
+    """Preprocess raw studies, synthesise by the bundle, and put the volumes back; why studies failed, by name."""
+    from apt_monai import raw  # after the checks of the command line: seconds
+    from apt_monai.preprocessing import preprocess_cohort
+
+    raw.check_raw(studies, contrasts, arguments.target, arguments.grid)
+    steps = arguments.out / raw.STEPS
+    report = preprocess_cohort(studies, steps / "prepared", contrasts)
+    failed = dict(report.failed)
+    prepared = [study for study in studies if study["subject"] not in failed]
+    if prepared:
+        known = {study["subject"]: study for study in read_studies(steps / "prepared", contrasts)}
+        overrides["studies"] = [known[study["subject"]] for study in prepared]
+        bundles = argparse.Namespace(**vars(arguments) | {"data": None, "series": None, "out": steps / "synthesised"})
+        run_config(bundles, bundle_of(contrasts), "run", "inference", **overrides)
+        failed |= raw.each(prepared, lambda study: raw.restore(study, arguments.out, contrasts, arguments.grid))
+    return failed
 
 
 def _write_reports(
     arguments: argparse.Namespace, contrasts: ContrastSet, studies: Sequence[Mapping[str, str]]
 ) -> list[str]:
-    """A report of each study that something was synthesised for; those that lack nothing have none."""
-    from apt_monai.report import write_report
+    """A report of each study that something was synthesised for; those that lack nothing have none.
+
+    Of raw scans it shows the prepared volumes, which lie on each other, and the picture of how they were registered.
+    """
+    from apt_monai.report import report_path, write_report
 
     missing = [study for study in studies if arguments.target or not set(contrasts.names) <= set(study)]
-    return [str(write_report(study, arguments.out, contrasts)) for study in missing]
+    if not arguments.raw:
+        return [str(write_report(study, arguments.out, contrasts)) for study in missing]
+    from apt_monai.raw import STEPS
+
+    steps = arguments.out / STEPS
+    prepared = {study["subject"]: study for study in read_studies(steps / "prepared", contrasts)}
+    written = []
+    for subject in (study["subject"] for study in missing):
+        path = report_path(arguments.out, subject)
+        pictures = {"How the scans were registered": path.with_name(f"{subject}_registration.png")}
+        written.append(str(write_report(prepared[subject], steps / "synthesised", contrasts, path, pictures)))
+    return written
 
 
 def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: dict[str, str]) -> dict[str, str]:
