@@ -311,6 +311,12 @@ def _around(synthesize: argparse.ArgumentParser) -> None:
     synthesize.add_argument(
         "--bids", type=Path, metavar="DIR", help="the volumes as a BIDS derivatives dataset too, in that folder"
     )
+    synthesize.add_argument(
+        "--report",
+        action="store_true",
+        help="for each study an HTML file to look at, complete in itself: acquired and synthetic contrasts side by "
+        "side, uncertainty, findings, where the images come from",
+    )
 
 
 def _restore(commands: Any) -> None:
@@ -367,6 +373,11 @@ def _evaluate(commands: Any) -> None:
     )
     evaluate.add_argument(
         "--work", type=Path, metavar="DIR", help="the slices; can be deleted (default: in your user folder)"
+    )
+    evaluate.add_argument(
+        "--report",
+        action="store_true",
+        help="also one HTML file: tables, how each subject scored, the worst cases with their pictures",
     )
     _model(evaluate)
     _method(evaluate)

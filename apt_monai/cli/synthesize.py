@@ -49,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
     written += write_exports(arguments, contrasts, studies)
+    written += _write_reports(arguments, contrasts, studies) if arguments.report and studies else []
     others = [name for name in datasets_with(list(given)) if name != contrasts.name]
     if unsaid and others:
         print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")
@@ -84,6 +85,30 @@ def _run_raw(
         raw.restore(study, arguments.out, contrasts, grid)
 
     return failed | raw.each([study for study in studies if study["subject"] not in failed], restore)
+
+
+def _write_reports(
+    arguments: argparse.Namespace, contrasts: ContrastSet, studies: Sequence[Mapping[str, str]]
+) -> list[str]:
+    """A report of each study that something was synthesised for; those that lack nothing have none.
+
+    Of raw scans it shows the prepared volumes, which lie on each other, and the picture of how they were registered.
+    """
+    from apt_monai.report import report_path, write_report
+
+    missing = [study for study in studies if arguments.target or not set(contrasts.names) <= set(study)]
+    if not arguments.raw:
+        return [str(write_report(study, arguments.out, contrasts)) for study in missing]
+    from apt_monai.raw import STEPS
+
+    steps = arguments.out / STEPS
+    prepared = {study["subject"]: study for study in read_studies(steps / "prepared", contrasts)}
+    written = []
+    for subject in (study["subject"] for study in missing):
+        path = report_path(arguments.out, subject)
+        pictures = {"How the scans were registered": path.with_name(f"{subject}_registration.png")}
+        written.append(str(write_report(prepared[subject], steps / "synthesised", contrasts, path, pictures)))
+    return written
 
 
 def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: dict[str, str]) -> dict[str, str]:

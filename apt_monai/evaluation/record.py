@@ -30,7 +30,7 @@ def resume(folder: Path, settings: Mapping[str, Any], contrasts: ContrastSet) ->
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{record}: not the record of an evaluation ({error}); name another folder") from error
         if found == digest:
-            rows = _read_rows(folder / "results.csv")
+            rows = read_rows(folder / "results.csv")
             if rows:
                 logger.info("%s: an evaluation with the same settings is there, it goes on where it stopped", folder)
             return rows
@@ -38,7 +38,8 @@ def resume(folder: Path, settings: Mapping[str, Any], contrasts: ContrastSet) ->
     pictures = [picture_name(acquired) for acquired in contrasts.subsets()]
     check_writable(folder)
     # The old rows go first: a record of new settings beside old rows would pass for a run to be resumed.
-    for name in ("results.csv", "results.md", "results.json", *pictures):
+    worst = [picture.name for picture in folder.glob("worst_*.png")]
+    for name in ("results.csv", "results.md", "results.json", *pictures, *worst):
         (folder / name).unlink(missing_ok=True)
     content = {"settings_sha256": digest, "settings": settings, "complete": False}
     write_record(folder, content)
@@ -53,7 +54,12 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, text.getvalue())
 
 
-def _read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Row]:
+    """The rows of ``results.csv``; none where it is not there.
+
+    Raises:
+        ValueError: it is another table.
+    """
     if not path.exists():
         return []
     types = {field.name: {"int": int, "float": float}.get(str(field.type), str) for field in dataclasses.fields(Row)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from apt_monai.evaluation.slices import EvaluationSlices, StudySlices
 from apt_monai.evaluation.statistics import aggregate_rows
 from apt_monai.evaluation.survey import TestSet, survey
 from apt_monai.evaluation.tables import tables
+from apt_monai.evaluation.worst import WorstCase, worst_cases
 from apt_monai.files import json_sha256, write_text
 from apt_monai.hardware import device_name
 from apt_monai.methods import Method
@@ -73,6 +74,7 @@ def evaluate_methods(
     device: str | torch.device = "cpu",
     precision: str = "float32",
     budget: Mapping[str, Any] | None = None,
+    worst: int = 0,
 ) -> Results:
     """Score every method on every subset of acquired contrasts; write and print the tables.
 
@@ -104,6 +106,7 @@ def evaluate_methods(
         precision: in what they compute, for people to read; an evaluation may go on in another.
         budget: what the methods had to learn from, such as ``{"training subjects": 24, "iterations": 2500}``, for
             people to read below the tables.
+        worst: of how many of the main row's worst cases a picture is drawn, ``worst_1.png`` the worst.
 
     Returns:
         The rows, their aggregate and the files.
@@ -146,6 +149,8 @@ def evaluate_methods(
 
     order = {(n, "+".join(a)): i for i, (a, n) in enumerate((a, n) for a in subsets for n in methods)}
     rows.sort(key=lambda row: order[row.method, row.acquired])  # stable: slices stay in the studies' order
+    lowest = worst_cases(rows, list(methods)[-1], worst)
+    pictures += run.draw_worst(lowest)
     aggregate, differences = aggregate_rows(rows), compare_rows(rows, main=list(methods)[-1])
     seconds = {name: float(np.median([r.seconds for r in rows if r.method == name])) for name in methods}
     markdown = tables(aggregate, differences, contrasts, subsets, test_set, seconds, f"{device}, {precision}", budget)
@@ -168,6 +173,7 @@ def evaluate_methods(
             "precision": precision,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
             "pictures": [picture.name for picture in pictures],
+            "worst": [asdict(case) for case in lowest],
         }
         write_record(folder, content)
         print(markdown)
@@ -220,6 +226,25 @@ class _Run:
         if panel:
             draw_case(self.folder / "panel.png", panel, self._drawn_slice(), self.slices.contrasts, ())
         return pictures
+
+    def draw_worst(self, cases: Sequence[WorstCase]) -> list[Path]:
+        """Draw the worst slice of each of these cases, on the lead, which synthesises it again, by every method."""
+        own = {name: self._slices_of(name) for name in self.methods if cases}
+        contrasts = self.slices.contrasts
+        subjects = [study["subject"] for study in self.slices.studies]
+        for case in cases if is_lead() else ():
+            number, acquired = subjects.index(case.subject), case.acquired.split("+")
+            study = self.slices.study(number)
+            position = study.indices.index(case.slice)
+            one, made = study.at(position), {}
+            for name, method in self.methods.items():
+                batches = own[name].batches(number, [position])
+                result, _ = synthesise(name, method, batches, contrasts, acquired, self.device)
+                made[name] = own[name].back(number, result, one.brain)
+            target = contrasts.labels[contrasts.index(case.target)]
+            lines = [row for row in panel_rows(made, one, contrasts, acquired) if row.target == target]
+            draw_case(self.folder / case.picture, lines, one, contrasts, acquired)
+        return [self.folder / case.picture for case in cases]
 
     def _numbers(self) -> range:
         """This rank's studies: the ranks take them in turn."""
