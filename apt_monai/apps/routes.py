@@ -1,0 +1,239 @@
+"""The HTTP side of the MONAI Label app: what is served, and how everything else is refused.
+
+MONAI Label's own routes read paths of the server, write where an id says, take uploads of any size and hold up every
+other request while a model computes. So they are replaced: what is listed in :func:`routes` is served, after its
+arguments were looked at, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import tempfile
+import traceback
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from requests_toolbelt import MultipartEncoder
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Message
+
+from apt_monai.apps.guards import Refused, checked_name
+from apt_monai.apps.service import Answer, Asked, SynthesisService
+from apt_monai.apps.studies import image_id
+from apt_monai.errors import StudyError
+
+logger = logging.getLogger(__name__)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+STRATEGY = "lacking"
+"""The name of the strategy "next study that lacks a contrast"."""
+MAX_UPLOAD = 512 << 20
+"""So many bytes of a request's body are accepted by default."""
+_MAX_PARAMS = 64 << 10  # bytes of a form field
+
+
+class Routes:
+    """What is served.
+
+    Args:
+        service: what synthesises.
+        info: gives what the app says of itself.
+        max_upload: so many bytes of a request's body are accepted.
+    """
+
+    def __init__(self, service: SynthesisService, info: Callable[[], dict[str, Any]], max_upload: int) -> None:
+        self.service = service
+        self.studies = service.studies
+        self.app_info = info
+        self.max_upload = max_upload
+        # One inference at a time, in a thread of its own, so that no other request waits for it.
+        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="synthesis")
+
+    def routes(self) -> list[Route]:
+        """The routes, and a last one that refuses all others."""
+        served: list[tuple[str, str, Endpoint]] = [
+            ("GET", "/info/", self.info),
+            ("GET", "/datastore/", self.datastore),
+            ("PUT", "/datastore/", self.add_image),
+            ("GET", "/datastore/image", self.image),
+            ("PUT", "/datastore/image", self.add_image),
+            ("GET", "/datastore/image/info", self.image_info),
+            ("POST", "/activelearning/{strategy}", self.next_sample),
+            ("POST", "/infer/{model}", self.infer),
+            ("GET", "/train/", self.train_status),
+        ]
+        methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+        return [
+            *(Route(path, _answering(endpoint), methods=[method]) for method, path, endpoint in served),
+            Route("/{path:path}", _answering(self.refuse), methods=methods),
+        ]
+
+    async def info(self, request: Request) -> Response:
+        """What the app is and can do."""
+        return JSONResponse(await asyncio.to_thread(self.app_info))
+
+    async def datastore(self, request: Request) -> Response:
+        """How many studies there are; with ``output=all`` every image and study."""
+        output = request.query_params.get("output", "stats")
+        if output not in ("stats", "all"):
+            raise Refused(422, f"output is {output[:60]!r}: valid are stats and all")
+        return JSONResponse(await asyncio.to_thread(self.studies.json if output == "all" else self.studies.status))
+
+    async def image(self, request: Request) -> Response:
+        """An image's file."""
+        path = await asyncio.to_thread(self.studies.image, request.query_params.get("image", ""))
+        name = f"{checked_name('image', request.query_params['image'])}{path.name[len(image_id(path)) :]}"
+        return FileResponse(path, media_type="application/octet-stream", filename=name)
+
+    async def image_info(self, request: Request) -> Response:
+        """What is known of an image."""
+        name = request.query_params.get("image", "")
+        return JSONResponse(await asyncio.to_thread(self.studies.get_image_info, name))
+
+    async def next_sample(self, request: Request) -> Response:
+        """The next study that lacks a contrast."""
+        strategy = checked_name("strategy", request.path_params["strategy"])
+        if strategy != STRATEGY:
+            raise Refused(404, f"there is no strategy {strategy!r}; valid is {STRATEGY}")
+        body = await self._limited(request, _MAX_PARAMS).body()
+        try:
+            params = json.loads(body or "{}")
+        except (ValueError, RecursionError) as error:
+            raise Refused(422, f"the request is no JSON: {error}") from error
+        model = params.get("model") if isinstance(params, dict) else None
+        if model is not None:
+            checked_name("model", model)
+        return JSONResponse(await asyncio.to_thread(self.studies.next_lacking, model))
+
+    async def add_image(self, request: Request) -> Response:
+        """Take a contrast of a study."""
+        if "multipart/form-data" not in request.headers.get("content-type", ""):
+            raise Refused(415, "an image is sent as a form (multipart/form-data) with the field file")
+        async with self._limited(request, self.max_upload).form(max_files=1, max_part_size=_MAX_PARAMS) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise Refused(422, "there is no file: send the image in the field file")
+            name = request.query_params.get("image") or image_id(file.filename or "")
+            checked_name("image", name)
+            return JSONResponse({"image": await asyncio.to_thread(self._add, name, file)})
+
+    def _add(self, name: str, file: UploadFile) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            kept = Path(folder) / "upload.nii"
+            content = file.file.read(2)
+            kept = kept.with_name("upload.nii.gz") if content == b"\x1f\x8b" else kept
+            with open(kept, "wb") as to:
+                while content:
+                    to.write(content)
+                    content = file.file.read(1 << 20)
+            return self.studies.add(name, kept)
+
+    async def infer(self, request: Request) -> Response:
+        """Synthesise; the answer holds one volume, and what was published besides."""
+        output = request.query_params.get("output") or "all"
+        if output not in ("all", "image", "json"):
+            raise Refused(422, f"output is {output[:60]!r}: valid are all, image and json")
+        if request.query_params.get("session_id"):
+            raise Refused(422, "there are no sessions here: send the images by PUT /datastore/image, then name them")
+        async with self._limited(request, _MAX_PARAMS).form(max_files=1, max_part_size=_MAX_PARAMS) as form:
+            if any(isinstance(form.get(field), UploadFile) for field in ("file", "label")):
+                raise Refused(422, "no file is taken here: send images by PUT /datastore/image, then name them")
+            params = form.get("params")
+        asked = Asked.parse(
+            request.path_params["model"],
+            request.query_params.get("image", ""),
+            params if isinstance(params, str) else None,
+        )
+        await asyncio.to_thread(self.service.study_of, asked)  # what is wrong is said before the queue
+        answer = await asyncio.get_running_loop().run_in_executor(self.worker, self.service, asked)
+        return _sent(answer, output)
+
+    async def train_status(self, request: Request) -> Response:
+        """Nothing is trained here; clients ask."""
+        return JSONResponse({}, 200 if "check_if_running" not in request.query_params else 404)
+
+    async def refuse(self, request: Request) -> Response:
+        """Everything else."""
+        raise Refused(404, "this server has no such page: see docs/monai_label.md for what it answers")
+
+    def _limited(self, request: Request, limit: int) -> Request:
+        """The request, whose body may have so many bytes."""
+        declared = request.headers.get("content-length", "0")
+        if not declared.isdigit() or int(declared) > limit:
+            raise Refused(413, f"the request has {declared[:20]} bytes; at most {limit} are accepted")
+        received = 0
+
+        async def receive() -> Message:
+            nonlocal received
+            message = await request.receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise Refused(413, f"the request has more than {limit} bytes, which is the most that is accepted")
+            return message
+
+        return Request(request.scope, receive)
+
+
+def _sent(answer: Answer, output: str) -> Response:
+    if output == "json":
+        return JSONResponse(answer.params)
+    if output == "image":
+        headers = {"content-disposition": f'attachment; filename="{answer.name}"'}
+        return Response(answer.content, media_type="application/octet-stream", headers=headers)
+    parts = MultipartEncoder(
+        {
+            "params": (None, json.dumps(answer.params), "application/json"),
+            "image": (answer.name, answer.content, "application/octet-stream"),
+        }
+    )
+    return Response(parts.to_string(), media_type=parts.content_type)
+
+
+def _answering(endpoint: Endpoint) -> Endpoint:
+    """An endpoint whose refusals become answers with a message, and whose failures leave no patient in the log."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            origin = request.headers.get("origin")
+            if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+                raise Refused(403, "a page of another site asks; this server answers its own address alone")
+            return await endpoint(request)
+        except Refused as refused:
+            status, message = refused.status, refused.message
+        except StudyError as error:
+            status, message = 422, str(error)
+        except HTTPException as error:  # of a form that cannot be read
+            status, message = 422, f"the request cannot be read: {error.detail}"
+        except OSError as error:
+            _log_failure(error)
+            status, message = 500, f"the server cannot read or write a file: {error.strerror or 'see its log'}"
+        except Exception as error:
+            _log_failure(error)
+            status, message = 500, f"the server failed ({type(error).__name__}); its log has the place"
+        return JSONResponse({"detail": message}, status)
+
+    return answer
+
+
+def _log_failure(error: Exception) -> None:
+    """The kind of an error and its place; its message could name a patient."""
+    places = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s\n%s", type(error).__name__, places)
+
+
+def without_query(record: logging.LogRecord) -> bool:
+    """A filter of uvicorn's access log: of what was asked for only the first word of the path."""
+    if isinstance(record.args, tuple) and len(record.args) == 5:
+        client, method, path, version, status = record.args
+        record.args = (client, method, "/" + str(path).split("?")[0].strip("/").split("/")[0][:20], version, status)
+    return True
