@@ -3,7 +3,8 @@
     from apt_monai.apps.label import AptLabelApp
 
 ``--conf NAME VALUE`` of ``start_server``: ``models`` (``brats,adni``, or folders of models), ``series`` (the JSON file
-of a series mapping), ``device``, ``max_voxels`` and ``max_upload`` (bytes).
+of a series mapping), ``device``, ``max_voxels``, ``max_upload`` (bytes) and ``hosts`` (names that the
+server is asked under, beside localhost and IP addresses).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from apt_monai.io.sidecar import NOTICE
 
 logger = logging.getLogger(__name__)
 
-_CONF = ("models", "series", "device", "max_voxels", "max_upload")
+_CONF = ("models", "series", "device", "max_voxels", "max_upload", "hosts")
 
 
 class SynthesisTask(InferTask):
@@ -86,7 +87,7 @@ class AptLabelApp(MONAILabelApp):
         _quieten()
         self._temporary = tempfile.TemporaryDirectory(prefix="apt_monai-label-")
         tempfile.tempdir = self._temporary.name
-        models = find_models([each for each in conf.get("models", "brats,adni").split(",") if each])
+        models = find_models(_list(conf.get("models", "brats,adni")))
         folder = StudiesFolder(
             studies,
             {name: contrasts for name, (_, contrasts) in models.items()},
@@ -95,7 +96,7 @@ class AptLabelApp(MONAILabelApp):
         )
         self.service = SynthesisService(folder, {name: path for name, (path, _) in models.items()}, conf.get("device"))
         super().__init__(app_dir, studies, conf, "apt_monai", f"Missing contrasts of brain MR. {NOTICE}", __version__)
-        routes = Routes(self.service, self.info, _number(conf, "max_upload", MAX_UPLOAD))
+        routes = Routes(self.service, self.info, _number(conf, "max_upload", MAX_UPLOAD), _list(conf.get("hosts", "")))
         fastapi_app.router.routes[:] = routes.routes()
 
     def init_datastore(self) -> StudiesFolder:
@@ -111,6 +112,10 @@ class AptLabelApp(MONAILabelApp):
 
     def _load_sessions(self, load: bool = False) -> None:
         """No sessions: uploads go into the folder of studies, or nowhere."""
+
+
+def _list(value: str) -> list[str]:
+    return [each.strip() for each in value.split(",") if each.strip()]
 
 
 def _number(conf: dict[str, str], name: str, default: int) -> int:

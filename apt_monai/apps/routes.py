@@ -12,8 +12,10 @@ import json
 import logging
 import tempfile
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +24,7 @@ from requests_toolbelt import MultipartEncoder
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Message
 
@@ -30,6 +32,7 @@ from apt_monai.apps.guards import Refused, checked_name
 from apt_monai.apps.service import Answer, Asked, SynthesisService
 from apt_monai.apps.studies import image_id
 from apt_monai.errors import StudyError
+from apt_monai.io.sidecar import NOTICE
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +52,17 @@ class Routes:
         service: what synthesises.
         info: gives what the app says of itself.
         max_upload: so many bytes of a request's body are accepted.
+        hosts: the names that the server may be asked under, beside ``localhost`` and IP addresses.
     """
 
-    def __init__(self, service: SynthesisService, info: Callable[[], dict[str, Any]], max_upload: int) -> None:
+    def __init__(
+        self,
+        service: SynthesisService,
+        info: Callable[[], dict[str, Any]],
+        max_upload: int = MAX_UPLOAD,
+        hosts: Collection[str] = (),
+    ) -> None:
+        self.hosts = hosts
         self.service = service
         self.studies = service.studies
         self.app_info = info
@@ -62,6 +73,7 @@ class Routes:
     def routes(self) -> list[Route]:
         """The routes, and a last one that refuses all others."""
         served: list[tuple[str, str, Endpoint]] = [
+            ("GET", "/", self.page),
             ("GET", "/info/", self.info),
             ("GET", "/datastore/", self.datastore),
             ("PUT", "/datastore/", self.add_image),
@@ -74,9 +86,13 @@ class Routes:
         ]
         methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
         return [
-            *(Route(path, _answering(endpoint), methods=[method]) for method, path, endpoint in served),
-            Route("/{path:path}", _answering(self.refuse), methods=methods),
+            *(Route(path, _answering(endpoint, self.hosts), methods=[method]) for method, path, endpoint in served),
+            Route("/{path:path}", _answering(self.refuse, self.hosts), methods=methods),
         ]
+
+    async def page(self, request: Request) -> Response:
+        """The studies as a page for people."""
+        return HTMLResponse(_page(await asyncio.to_thread(self.studies.json)))
 
     async def info(self, request: Request) -> Response:
         """What the app is and can do."""
@@ -184,6 +200,20 @@ class Routes:
         return Request(request.scope, receive)
 
 
+def _page(listing: dict[str, Any]) -> str:
+    rows = []
+    for name, study in listing["studies"].items():
+        links = ", ".join(f'<a href="datastore/image?image={escape(i)}">{escape(i)}</a>' for i in study["images"])
+        lacking = "; ".join(f"{model}: {', '.join(missing)}" for model, missing in study["lacking"].items() if missing)
+        rows.append(f"<tr><td>{escape(name)}<td>{links}<td>{escape(study['problem'] or lacking or 'nothing')}")
+    return (
+        "<!doctype html><meta charset=utf-8><title>apt_monai</title>"
+        "<style>body{font:15px sans-serif;margin:2em}td,th{text-align:left;vertical-align:top;padding:.3em 1em}</style>"
+        f"<h1>Studies</h1><p>{escape(NOTICE.capitalize())}, where the name says SYNTHETIC."
+        f"<table><tr><th>study<th>images<th>lacks{''.join(rows)}</table>"
+    )
+
+
 def _sent(answer: Answer, output: str) -> Response:
     if output == "json":
         return JSONResponse(answer.params)
@@ -199,14 +229,28 @@ def _sent(answer: Answer, output: str) -> Response:
     return Response(parts.to_string(), media_type=parts.content_type)
 
 
-def _answering(endpoint: Endpoint) -> Endpoint:
+def _check_asker(request: Request, hosts: Collection[str]) -> None:
+    """Refuse pages of other sites: a browser sends what they ask for, too, under their name or, rebound, their host."""
+    host = request.headers.get("host", "")
+    name = urlsplit(f"//{host}").hostname or ""
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        raise Refused(403, "a page of another site asks; this server answers its own address alone")
+    if name not in ("localhost", *hosts):
+        try:
+            ip_address(name)
+        except ValueError:
+            raise Refused(
+                403, f"the server is asked as {name[:60]!r}: use its IP address, or --conf hosts NAME"
+            ) from None
+
+
+def _answering(endpoint: Endpoint, hosts: Collection[str]) -> Endpoint:
     """An endpoint whose refusals become answers with a message, and whose failures leave no patient in the log."""
 
     async def answer(request: Request) -> Response:
         try:
-            origin = request.headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-                raise Refused(403, "a page of another site asks; this server answers its own address alone")
+            _check_asker(request, hosts)
             return await endpoint(request)
         except Refused as refused:
             status, message = refused.status, refused.message

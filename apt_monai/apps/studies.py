@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as Dictionary
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from apt_monai.contrasts import ContrastSet
 from apt_monai.data.readers import SeriesMapping, read_studies
 from apt_monai.data.readers.bids import anatomies
 from apt_monai.data.readers.listing import Study, acquired_files, visible
+from apt_monai.data.readers.mapping import Mapping
+from apt_monai.data.readers.series import read_series
 from apt_monai.data.writers import synthetic_path, uncertainty_path
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file
+from apt_monai.io.dicom import dicom_files
 from apt_monai.io.nifti import nifti_stem
 from apt_monai.io.sidecar import is_synthetic, sidecar_path
 
@@ -40,11 +44,11 @@ class ListedStudy:
 
     name: str
     folder: Path
-    readings: Mapping[str, Study] = field(default_factory=dict)
-    synthetic: Mapping[str, Path] = field(default_factory=dict)
+    readings: Dictionary[str, Study] = field(default_factory=dict)
+    synthetic: Dictionary[str, Path] = field(default_factory=dict)
     problem: str | None = None
 
-    def images(self, sets: Mapping[str, ContrastSet]) -> dict[str, Path]:
+    def images(self, sets: Dictionary[str, ContrastSet]) -> dict[str, Path]:
         """Its images by id: ``<study>_<contrast>`` and ``<study>_<contrast>_SYNTHETIC`` (and its uncertainty).
 
         A contrast that is a DICOM series is no image of the list, as it is no file that could be sent.
@@ -104,13 +108,13 @@ class StudiesFolder:
     def __init__(
         self,
         root: str | Path,
-        sets: Mapping[str, ContrastSet],
+        sets: Dictionary[str, ContrastSet],
         series: SeriesMapping | str | Path | None = None,
         max_voxels: int = MAX_VOXELS,
     ) -> None:
         self.root = Path(root).resolve()
         self.sets = dict(sets)
-        self.series = series
+        self.series = {model: Mapping.parse(series, each) for model, each in self.sets.items()} if series else {}
         self.max_voxels = max_voxels
 
     def studies(self) -> list[ListedStudy]:
@@ -202,7 +206,7 @@ class StudiesFolder:
         if not study or contrast not in names:
             raise Refused(422, f"image is {name!r}: valid is <study>_<contrast>, a contrast of {', '.join(names)}")
         folder = self.root / study
-        if self.series is not None or any(map(anatomies, self._folders())) or self._folders() == [self.root]:
+        if self.series or any(map(anatomies, self._folders())) or self._folders() == [self.root]:
             raise Refused(422, "images are added only where each study has a folder with files <study>_<contrast>")
         if (folder.exists() and link_outside(folder, self.root)) or (folder / f"{name}.nii.gz").exists():
             raise Refused(422, f"image {name!r} is there already; nothing is overwritten: choose another study's name")
@@ -245,7 +249,8 @@ class StudiesFolder:
         """The images as MONAI Label lists them, and the studies: what they have, lack and which cannot be used."""
         objects, listing = {}, {}
         for study in self.studies():
-            for name, path in study.images(self.sets).items():
+            images = study.images(self.sets)
+            for name, path in images.items():
                 ending = path.name[len(image_id(path)) :]
                 objects[name] = {"image": {"ext": ending, "info": {"synthetic": path in _files(study)}}, "labels": {}}
             listing[study.name] = {
@@ -255,6 +260,7 @@ class StudiesFolder:
                 ),
                 "synthetic": {contrast: image_id(path) for contrast, path in study.synthetic.items()},
                 "lacking": {model: study.lacking(model, self.sets[model]) for model in study.readings},
+                "images": list(images),
                 "problem": study.problem,
             }
         return {"name": self.root.name, "description": "", "objects": objects, "studies": listing}
@@ -263,7 +269,7 @@ class StudiesFolder:
 
     def _folders(self) -> list[Path]:
         """The folder of each study or subject; of one study, the folder itself."""
-        if acquired_files(self.root):
+        if acquired_files(self.root) or dicom_files(self.root):
             return [self.root]
         return [folder for folder in visible(self.root) if folder.is_dir()]
 
@@ -280,7 +286,7 @@ class StudiesFolder:
         problems = []
         for model, contrasts in self.sets.items():
             try:
-                for study in read_studies(folder, contrasts, series=self.series):
+                for study in self._studies_of(folder, model, contrasts):
                     readings.setdefault(study["subject"], {})[model] = study
             except (StudyError, OSError) as error:
                 problems.append(f"{model}: {error}")
@@ -291,6 +297,11 @@ class StudiesFolder:
         if not readings:
             return [ListedStudy(name, folder, problem="; ".join(problems))]
         return [ListedStudy(each, folder, found, self._published(each, folder)) for each, found in readings.items()]
+
+    def _studies_of(self, folder: Path, model: str, contrasts: ContrastSet) -> list[Study]:
+        if self.series:
+            return read_series(self.root, [folder], contrasts, self.series[model])
+        return read_studies(folder, contrasts)
 
     def _published(self, study: str, folder: Path) -> dict[str, Path]:
         names = _union(contrasts.names for contrasts in self.sets.values())
