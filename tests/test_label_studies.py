@@ -188,9 +188,9 @@ def test_an_upload_becomes_a_contrast_of_a_study(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "params"),
     [
-        ("../a", "{}"), ("", "{}"), ("a/b", "{}"), ("a" * 200, "{}"), ("a", "{"), ("a", "[]"), 
-        ("a", '{"targets": ["t1"]}'),        ("a", '{"target": "../x"}'), ("a", '{"target": ["t1"]}'), ("a", '{"contrasts": "t1"}'),
-        ("a", '{"contrasts": {"t1": "/etc/passwd"}}'), ("a", '{"contrasts": {"t1": 5}}'), ("a", "[" * 100000),
+        ("../a", "{}"), ("", "{}"), ("a/b", "{}"), ("a" * 200, "{}"), ("a", "{"), ("a", "[]"), ("a", "[" * 100000),
+        ("a", '{"targets": ["t1"]}'), ("a", '{"target": "../x"}'), ("a", '{"target": ["t1"]}'),
+        ("a", '{"contrasts": "t1"}'), ("a", '{"contrasts": {"t1": "/etc/passwd"}}'), ("a", '{"contrasts": {"t1": 5}}'),
     ],
 )  # fmt: skip
 def test_a_request_that_makes_no_sense_is_refused(image: str, params: str) -> None:

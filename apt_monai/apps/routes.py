@@ -42,6 +42,7 @@ STRATEGY = "lacking"
 """The name of the strategy "next study that lacks a contrast"."""
 MAX_UPLOAD = 512 << 20
 """So many bytes of a request's body are accepted by default."""
+_WORDS = ("", "info", "datastore", "activelearning", "infer", "train")
 _MAX_PARAMS = 64 << 10  # bytes of a form field
 
 
@@ -276,8 +277,9 @@ def _log_failure(error: Exception) -> None:
 
 
 def without_query(record: logging.LogRecord) -> bool:
-    """A filter of uvicorn's access log: of what was asked for only the first word of the path."""
+    """A filter of uvicorn's access log: of what was asked for the first word of the path, if it is known."""
     if isinstance(record.args, tuple) and len(record.args) == 5:
         client, method, path, version, status = record.args
-        record.args = (client, method, "/" + str(path).split("?")[0].strip("/").split("/")[0][:20], version, status)
+        word = str(path).split("?")[0].strip("/").split("/")[0]
+        record.args = (client, method, f"/{word if word in _WORDS else '...'}", version, status)
     return True

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Iterable, Sequence
-from collections.abc import Mapping as Dictionary
+from collections import abc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,11 @@ class ListedStudy:
 
     name: str
     folder: Path
-    readings: Dictionary[str, Study] = field(default_factory=dict)
-    synthetic: Dictionary[str, Path] = field(default_factory=dict)
+    readings: abc.Mapping[str, Study] = field(default_factory=dict)
+    synthetic: abc.Mapping[str, Path] = field(default_factory=dict)
     problem: str | None = None
 
-    def images(self, sets: Dictionary[str, ContrastSet]) -> dict[str, Path]:
+    def images(self, sets: abc.Mapping[str, ContrastSet]) -> dict[str, Path]:
         """Its images by id: ``<study>_<contrast>`` and ``<study>_<contrast>_SYNTHETIC`` (and its uncertainty).
 
         A contrast that is a DICOM series is no image of the list, as it is no file that could be sent.
@@ -108,7 +107,7 @@ class StudiesFolder:
     def __init__(
         self,
         root: str | Path,
-        sets: Dictionary[str, ContrastSet],
+        sets: abc.Mapping[str, ContrastSet],
         series: SeriesMapping | str | Path | None = None,
         max_voxels: int = MAX_VOXELS,
     ) -> None:
@@ -309,7 +308,7 @@ class StudiesFolder:
         return {name: path for name, path in paths.items() if path.is_file() and sidecar_path(path).is_file()}
 
 
-def _union(lists: Iterable[Sequence[str]]) -> list[str]:
+def _union(lists: abc.Iterable[abc.Sequence[str]]) -> list[str]:
     return list(dict.fromkeys(name for names in lists for name in names))
 
 
