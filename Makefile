@@ -22,7 +22,7 @@ export PYTHONPATH := $(CURDIR)
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow lint bench label label-venv test-label bundles clean
+.PHONY: help venv demo test test-slow lint bench label label-venv label-python test-label bundles clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -54,11 +54,17 @@ bench: venv ## speed and memory against the published way; make bench ARGS=--ful
 label-venv: venv
 	@"$(PYTHON)" .ci/venv.py install "$(LABEL_VENV)" label "$(VENV)"
 
+label-python: label-venv
+	@echo "$(LABEL_VENV)/bin/python"
+
 label: label-venv ## MONAI Label's server on 127.0.0.1 with phantom studies, in label/; make label PORT=8001
 	$(RUN_LABEL) apt_monai.apps.phantoms label --port $(PORT)
 	$(RUN_LABEL) monailabel.main start_server --app label/app --studies label/studies --host 127.0.0.1 --port $(PORT)
 
-test-label: label-venv ## the tests of the server, and of what runs inside it, in its environment
+test-label-python: label-venv
+	@echo "$(LABEL_VENV)/bin/python"
+
+label: label-venv ## the tests of the server, and of what runs inside it, in its environment
 	$(RUN_LABEL) pytest -m "slow or not slow" tests/test_label_server.py tests/test_label_studies.py tests/test_dicom.py $(ARGS)
 
 bundles: ## copy what the bundles share from apt_brats into the others

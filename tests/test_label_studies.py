@@ -9,6 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from tiny_bundle import ADNI_BUNDLE, write_untrained_direct
+from tiny_dicom import write_series
 from tiny_studies import write_nifti, write_study
 
 from apt_monai.apps.guards import Refused, check_header, check_study
@@ -229,6 +231,23 @@ def test_a_request_that_cannot_be_met_is_refused_before_a_voxel_is_read(
         publish(folder, tmp_path, "a", "t2")
     service = SynthesisService(folder, {name: tmp_path for name in SETS})
     assert status_of(service.study_of, asked) == status
+
+
+def test_a_dicom_series_is_a_source_and_its_headers_are_looked_at_first(tmp_path: Path) -> None:
+    volume = np.zeros((12, 10, 6), np.int16)
+    volume[2:-2, 2:-2, 1:] = np.random.default_rng(0).integers(100, 1000, (8, 6, 5))
+    for description in ("T1", "T2"):
+        write_series(tmp_path / "studies" / "002_S_0413" / description, volume, patient="secret")
+    models = {"apt_adni": write_untrained_direct(tmp_path / "model", ADNI_BUNDLE)}
+    folder = StudiesFolder(
+        tmp_path / "studies", {"apt_adni": ADNI}, {"T1/*": "t1", "T2/*": "t2", "T1": "t1", "T2": "t2"}
+    )
+    asked = Asked("apt_adni", "002_S_0413")
+    answer = SynthesisService(folder, models, "cpu")(asked)
+    assert answer.params["images"] == {"pd": "002_S_0413_pd_SYNTHETIC"}
+    assert folder.list_images() == ["002_S_0413_pd_SYNTHETIC", "002_S_0413_pd_SYNTHETIC_uncertainty"]
+    folder.max_voxels = volume.size - 1
+    assert status_of(SynthesisService(folder, models, "cpu"), asked) == 413
 
 
 def test_two_models_of_one_contrast_set_are_refused() -> None:

@@ -125,7 +125,7 @@ def check_header(path: str | Path, max_voxels: int, name: str | None = None) -> 
     if not path.is_file():
         raise Refused(404, f"{name}: there is no such file")
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
         shape, affine, dtype = image.shape, image.affine, image.get_data_dtype()
         offset = int(image.header["vox_offset"])
     except Exception as error:

@@ -21,8 +21,10 @@ from apt_monai.synthesis import Synthesizer, load
 
 logger = logging.getLogger(__name__)
 
-_OF_CLIENTS = ("client_id", "description", "device", "label", "logging", "result_compress", "result_dtype")
-_OF_CLIENTS += ("result_extension", "result_meta_keys", "user")
+_OF_CLIENTS = (
+    "client_id", "description", "device", "label", "logging", "result_compress", "result_dtype", "result_extension",
+    "result_meta_keys", "user",
+)  # fmt: skip
 """What MONAI Label's clients add to every request; the answer is float32 NIfTI whatever they say."""
 
 

@@ -210,7 +210,7 @@ class StudiesFolder:
         if (folder.exists() and link_outside(folder, self.root)) or (folder / f"{name}.nii.gz").exists():
             raise Refused(422, f"image {name!r} is there already; nothing is overwritten: choose another study's name")
         check_header(file, self.max_voxels, name)
-        image = nib.load(file)
+        image: Any = nib.load(file)
         if is_synthetic(name, image.header):
             raise Refused(422, f"image {name!r}: was synthesised, as its header says; give acquired contrasts alone")
         opened = open if is_gzip(file) else gzip.open  # the same bytes, packed
