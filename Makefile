@@ -61,10 +61,7 @@ label: label-venv ## MONAI Label's server on 127.0.0.1 with phantom studies, in 
 	$(RUN_LABEL) apt_monai.apps.phantoms label --port $(PORT)
 	$(RUN_LABEL) monailabel.main start_server --app label/app --studies label/studies --host 127.0.0.1 --port $(PORT)
 
-test-label-python: label-venv
-	@echo "$(LABEL_VENV)/bin/python"
-
-label: label-venv ## the tests of the server, and of what runs inside it, in its environment
+test-label: label-venv ## the tests of the server, and of what runs inside it, in its environment
 	$(RUN_LABEL) pytest -m "slow or not slow" tests/test_label_server.py tests/test_label_studies.py tests/test_dicom.py $(ARGS)
 
 bundles: ## copy what the bundles share from apt_brats into the others

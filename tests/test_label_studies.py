@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +18,7 @@ from tiny_studies import write_nifti, write_study
 from apt_monai.apps.guards import Refused, check_header, check_study
 from apt_monai.apps.service import Asked, SynthesisService, find_models
 from apt_monai.apps.studies import StudiesFolder
+from apt_monai.apps.temporary import own_temporary_folder
 from apt_monai.contrasts import ADNI, BRATS
 
 SETS = {"apt_brats": BRATS, "apt_adni": ADNI}
@@ -182,6 +185,17 @@ def test_an_upload_becomes_a_contrast_of_a_study(tmp_path: Path) -> None:
     for name in ("new_t1", "new_dwi", "t1", "../evil_t1", "new_t1_SYNTHETIC"):
         assert status_of(folder.add, name, file) == 422
     assert sorted(path.name for path in folder.root.rglob("*.nii.gz")) == ["new_t1.nii.gz", "new_t2.nii.gz"]
+
+
+def test_what_a_killed_server_left_in_its_temporary_folder_goes_at_the_next_start(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for number in (gone.pid, os.getppid()):
+        (tmp_path / f"temporary-{number}").mkdir()
+        (tmp_path / f"temporary-{number}" / "upload.nii").touch()
+    own = own_temporary_folder(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([own.name, f"temporary-{os.getppid()}"])
+    assert own.stat().st_mode & 0o077 == 0
 
 
 # Requests

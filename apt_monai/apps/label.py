@@ -23,6 +23,7 @@ from apt_monai import __version__
 from apt_monai.apps.routes import MAX_UPLOAD, STRATEGY, Routes, without_query
 from apt_monai.apps.service import Asked, SynthesisService, find_models
 from apt_monai.apps.studies import MAX_VOXELS, StudiesFolder
+from apt_monai.apps.temporary import own_temporary_folder
 from apt_monai.contrasts import ContrastSet
 from apt_monai.io.sidecar import NOTICE
 
@@ -68,7 +69,7 @@ class AptLabelApp(MONAILabelApp):
     """Synthesis of what a study lacks, behind MONAI Label's server.
 
     It puts :class:`apt_monai.apps.routes.Routes` in the place of the server's own routes, has a temporary folder of its
-    own, which goes when the server ends, and keeps out of the log what could name a patient.
+    own, and keeps out of the log what could name a patient.
 
     Args:
         app_dir: the app's folder, as MONAI Label gives it.
@@ -85,8 +86,7 @@ class AptLabelApp(MONAILabelApp):
         if unknown:
             raise ValueError(f"--conf {unknown[0]}: is not known; valid are {', '.join(_CONF)}")
         _quieten()
-        self._temporary = tempfile.TemporaryDirectory(prefix="apt_monai-label-")
-        tempfile.tempdir = self._temporary.name
+        tempfile.tempdir = str(own_temporary_folder(app_dir))
         models = find_models(_list(conf.get("models", "brats,adni")))
         folder = StudiesFolder(
             studies,

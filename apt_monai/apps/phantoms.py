@@ -68,9 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     write_text(given.out / "app" / "main.py", MAIN)
     address = f"http://127.0.0.1:{given.port}"
     print(f"{len(studies)} phantom studies in {given.out / 'studies'}, each without one or two of its contrasts.")
-    print(
-        f"The server starts now; it is ready in half a minute. Then open {address}/datastore/?output=all in a browser,"
-    )
+    print(f"The server starts now; it is ready in half a minute. Then open {address}/ in a browser,")
     print(f"{address} in 3D Slicer (see docs/monai_label.md), or type")
     print(f"  curl -X POST '{address}/infer/apt_brats?image={studies[0].name}&output=image' -OJ")
     print("Ctrl+C ends it.", flush=True)

@@ -187,8 +187,8 @@ class SynthesisService:
             if str(path) in files.values():
                 raise Refused(422, f"contrasts.{name}: image {image!r} is named twice")
             files[name] = str(path)
-        shared = next((reading for reading in study.readings.values() if "mask" in reading), {})
-        return files | {key: path for key, path in shared.items() if key == "mask"}
+        besides = next(iter(study.readings.values()))
+        return files | {key: besides[key] for key in ("mask", "seg") if key in besides}
 
     def _model(self, name: str) -> Synthesizer:
         if name not in self._loaded:
