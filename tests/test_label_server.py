@@ -67,7 +67,7 @@ class Server:
         return folder
 
     def ask(self, method: str, place: str, **arguments: Any) -> requests.Response:
-        return requests.request(method, self.address + place, timeout=200, **arguments)
+        return requests.request(method, self.address + place, timeout=800, **arguments)
 
     def infer(self, study: str, model: str = "apt_brats", output: str = "json", **params: Any) -> requests.Response:
         place = f"/infer/{model}?image={study}&output={output}"
@@ -254,6 +254,7 @@ def test_an_inference_blocks_no_other_request(server: Server) -> None:
         assert [each.result().status_code for each in inferences] == [200] * 5
 
 
+@pytest.mark.timeout(900)
 def test_fifty_requests_at_once_lose_nothing(server: Server) -> None:
     names = [f"many-{i}" for i in range(10)]
     for i, name in enumerate(names):
