@@ -127,11 +127,9 @@ def _number(conf: dict[str, str], name: str, default: int) -> int:
 
 def _quieten() -> None:
     """What libraries and readers say names files and headers; of a study the log has its id alone."""
-    logging.getLogger("apt_monai").setLevel(logging.ERROR)
+    logging.getLogger("apt_monai").setLevel(logging.CRITICAL)
     logging.getLogger("apt_monai.apps").setLevel(logging.INFO)
     logging.getLogger("apt_monai.models").setLevel(logging.WARNING)
-    logging.getLogger("apt_monai.data").setLevel(logging.CRITICAL)
-    logging.getLogger("apt_monai.io").setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     logging.getLogger("uvicorn.access").addFilter(without_query)
     warnings.filterwarnings("ignore", module="pydicom")
