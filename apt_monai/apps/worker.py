@@ -10,12 +10,14 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import shutil
 import tempfile
 import threading
 import traceback
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 from apt_monai.apps.guards import Refused
 from apt_monai.apps.service import Answer, Asked, SynthesisService
@@ -57,9 +59,11 @@ class Worker:
         )
 
     def _started(self) -> ProcessPoolExecutor:
-        pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(self.service, tempfile.gettempdir())
-        )
+        temporary = Path(tempfile.gettempdir()) / "worker"
+        shutil.rmtree(temporary, ignore_errors=True)  # what one that was ended left
+        temporary.mkdir(mode=0o700)
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, spawn, initializer=_begin, initargs=(self.service, str(temporary)))
         pool.submit(os.getpid)  # so that it starts now
         return pool
 
