@@ -1,0 +1,1 @@
+"""What AptSynthesis.py needs, without Slicer."""
