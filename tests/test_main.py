@@ -25,6 +25,7 @@ from apt_monai.codebook import PriorCodebook
 from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, ContrastSet, get_contrast_set
 from apt_monai.data.readers import read_studies
 from apt_monai.io import read_volume
+from apt_monai.io.source import source_sha256
 from apt_monai.places import FORMAT
 from apt_monai.preprocessing.settings import MASK_TOOLS, PreprocessingSettings
 
@@ -145,11 +146,17 @@ def test_phantom_writes_a_dataset_and_says_how_to_train_on_it(
     assert shlex.split(second)[3:] == ["train", str(folder), "--dataset", dataset, "--overlay", "demo.yaml"]
 
 
-def test_phantom_of_raw_scans_says_how_to_preprocess_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("dataset", ["brats", "adni"])
+@pytest.mark.parametrize("dicom", [False, True])
+def test_phantom_of_raw_scans_says_how_to_preprocess_it(
+    dataset: str, dicom: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw = str(tmp_path / "raw")
-    assert main(["phantom", raw, "--dataset", "adni-raw", "--subjects", "1", "--spacing", "10"]) == 0
+    arguments = ["phantom", raw, "--dataset", f"{dataset}-raw", "--subjects", "1", "--spacing", "10"]
+    assert main([*arguments, *(["--dicom"] if dicom else [])]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
-    assert shlex.split(said)[3:] == ["preprocess", raw, f"{raw}-preprocessed"]
+    series = ["--series", str(tmp_path / "raw" / "series.json")] if dicom else []
+    assert shlex.split(said)[3:] == ["preprocess", raw, f"{raw}-preprocessed", "--dataset", dataset, *series]
 
 
 def test_preprocess_says_how_to_train_and_a_second_run_keeps_what_is_there(
@@ -407,8 +414,7 @@ def test_one_patients_volumes_are_synthesised_in_one_line_from_nifti_and_dicom(
     assert files_of(folder) == ["study_t2_SYNTHETIC.json", "study_t2_SYNTHETIC.nii.gz"]
     np.testing.assert_allclose(nib.load(folder / "study_t2_SYNTHETIC.nii.gz").affine, t1.affine, atol=1e-4)
     sources = json.loads((folder / "study_t2_SYNTHETIC.json").read_text())["sources"]
-    found = {name: source["path"] for name, source in sources.items()}
-    assert found == {"t1": str(tmp_path / "a.nii.gz"), "pd": str(tmp_path / "scan 7::echo=1")}
+    assert sources == {"t1": {"sha256": source_sha256("a.nii.gz")}, "pd": {"sha256": source_sha256("scan 7::echo=1")}}
 
 
 def test_a_hash_in_a_folders_name_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ from scipy.ndimage import label
 
 from apt_monai.contrasts import ADNI
 from apt_monai.data.readers import read_studies
-from apt_monai.phantom import adni, write_phantom_dataset
+from apt_monai.phantom import raw as raw_studies
+from apt_monai.phantom import write_phantom_dataset
 from apt_monai.phantom.acquisition import ideal_signal, magnitude_image
 from apt_monai.phantom.adni import (
     ADNI_SEQUENCES,
@@ -317,7 +318,7 @@ def test_an_interrupted_run_leaves_no_half_study_and_the_next_one_resumes(
         return write_phantom_dataset(tmp_path, "adni-raw", 1, seed=0, spacing=SPACING, progress=False)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(adni, "magnitude_image", interrupted)
+        patch.setattr(raw_studies, "magnitude_image", interrupted)
         write()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".truth", "phantom.json"]
     (study,) = write()

@@ -47,7 +47,7 @@ def test_the_readmes_lines_write_what_is_missing(folder: Path) -> None:
         assert image.shape == SHAPE and np.array_equal(image.affine, nib.load("a.nii.gz").affine)
         assert image.get_fdata().any()
     sidecar = json.loads((folder / "DIR" / "study" / "study_flair_SYNTHETIC.json").read_text())
-    assert sidecar["sources"]["t1"]["path"] == "a.nii.gz" and sidecar["method"] == "direct"
+    assert list(sidecar["sources"]) == ["t1", "t2"] and sidecar["method"] == "direct"
 
 
 @pytest.fixture

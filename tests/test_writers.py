@@ -179,7 +179,8 @@ def test_sidecar_says_where_the_volume_comes_from(tmp_path: Path) -> None:
     sidecar = json.loads((path.parent / "case_t1ce_SYNTHETIC.json").read_text())
     assert sidecar["synthetic"] is True and "not a medical device" in sidecar["notice"]
     assert (sidecar["subject"], sidecar["contrast"], sidecar["label"]) == ("case", "t1ce", "T1Gd")
-    assert sidecar["sources"] == {n: {"path": study[n], "sha256": file_sha256(study[n])} for n in ("t1", "t2")}
+    assert sidecar["sources"] == {n: {"sha256": file_sha256(study[n])} for n in ("t1", "t2")}
+    assert str(tmp_path) not in json.dumps(sidecar), "of paths and patients a sidecar says the study's name alone"
     assert sidecar["intensity_scale"]["contrast"] == "t1"
     t1 = nib.load(study["t1"]).get_fdata()
     scale = [sidecar["intensity_scale"]["low"], sidecar["intensity_scale"]["high"]]

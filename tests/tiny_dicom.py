@@ -35,6 +35,7 @@ def write_slice(path: Path, pixels: np.ndarray, position: Any = (0, 0, 0), **cha
         "series": "1.2.3", "description": "MPRAGE", "echo_time": 3.5, "echo_number": 1, "position": position,
         "orientation": AXIAL, "pixel_spacing": (1, 1), "frames": None, "photometric": "MONOCHROME2", "slope": None,
         "intercept": None, "sop_class": MR_IMAGE, "charset": None, "patient": None, "study": "1.2", "date": None,
+        "frame": None,
         "rows": pixels.shape[1], "columns": pixels.shape[0],
     } | changes  # fmt: skip
     samples = 3 if tags["photometric"] == "RGB" else 1
@@ -49,6 +50,7 @@ def write_slice(path: Path, pixels: np.ndarray, position: Any = (0, 0, 0), **cha
         (0x0018, 0x0086, "IS", tags["echo_number"]),
         (0x0020, 0x000D, "UI", tags["study"]), (0x0020, 0x000E, "UI", tags["series"]),
         (0x0020, 0x0032, "DS", tags["position"]), (0x0020, 0x0037, "DS", tags["orientation"]),
+        (0x0020, 0x0052, "UI", tags["frame"]),
         (0x0028, 0x0002, "US", samples), (0x0028, 0x0004, "CS", tags["photometric"]),
         *([(0x0028, 0x0006, "US", 0)] if samples == 3 else []),
         (0x0028, 0x0008, "IS", tags["frames"]), (0x0028, 0x0010, "US", tags["rows"]),

@@ -13,9 +13,9 @@ from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, get_contrast_set
 from apt_monai.places import SHIPPED, read_settings
 
 PROGRAM = "python -m apt_monai"
-RAW = "adni-raw"  # the phantom that is to be preprocessed
 SHIPPED_WEIGHTS = "shipped"
 DATASETS = list(CONTRAST_SETS)
+RAW = {f"{dataset}-raw": dataset for dataset in DATASETS}  # the phantoms that are to be preprocessed
 DATASET = f"{{{','.join(DATASETS)}}}|FILE"
 WHOSE = "whose contrasts; FILE: a contrast set of your own, in YAML"
 MASK = "deepbet"  # as PreprocessingSettings has it, which takes seconds to import
@@ -131,15 +131,15 @@ def _phantom(commands: Any) -> None:
     phantom = _add(
         commands,
         "phantom",
-        "write digital phantoms, as the NIfTI files of a dataset",
+        "write digital phantoms, as the NIfTI or DICOM files of a dataset",
         "phantom data --dataset brats --spacing 3",
     )
     phantom.add_argument("out", metavar="OUT", help="the folder; made if absent, continued if interrupted")
     phantom.add_argument(
         "--dataset",
         default=BRATS.name,
-        choices=[*DATASETS, RAW],
-        help=f"whose format and contrasts; {RAW}: as a scanner gives them, to be preprocessed",
+        choices=[*DATASETS, *RAW],
+        help=f"whose format and contrasts; {', '.join(RAW)}: as a scanner gives them, to be preprocessed",
     )
     phantom.add_argument("--subjects", type=at_least(1), default=20, metavar="N", help="how many, 1 or more")
     phantom.add_argument(
@@ -151,9 +151,11 @@ def _phantom(commands: Any) -> None:
     phantom.add_argument(
         "--varied",
         action="store_true",
-        help=f"scanner, protocol, voxels and lesions differ from study to study, as between hospitals; not for {RAW}",
+        help=f"scanner, protocol, voxels and lesions differ from study to study, as between hospitals; not for "
+        f"{', '.join(RAW)}",
     )
     phantom.add_argument("--noiseless", action="store_true", help="the same studies without their noise")
+    phantom.add_argument("--dicom", action="store_true", help=f"DICOM series, one file a slice; of {', '.join(RAW)}")
 
 
 def _preprocess(commands: Any) -> None:
@@ -270,6 +272,20 @@ def _synthesize(commands: Any, names: list[str]) -> None:
     )
     synthesize.add_argument(
         "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
+    )
+    synthesize.add_argument(
+        "--dicom",
+        action="store_true",
+        help="each volume as a DICOM series of the patient's study too, in the folder dicom beside it, its uncertainty "
+        "as a parametric map (pip install 'apt_monai[dicom]')",
+    )
+    synthesize.add_argument(
+        "--dicom-reference",
+        metavar="SERIES",
+        help="for NIfTI files of one patient: the DICOM series, of the same study, that the volumes are written beside",
+    )
+    synthesize.add_argument(
+        "--bids", type=Path, metavar="DIR", help="the volumes as a BIDS derivatives dataset too, in that folder"
     )
     _model(synthesize)
     _method(synthesize)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from apt_monai.cli.choices import bundle_of, contrasts_of, datasets_with
+from apt_monai.cli.exports import check_exports, write_exports
 from apt_monai.cli.launch import run_config
 from apt_monai.contrasts import CONTRAST_SETS, ContrastSet
 from apt_monai.data.readers import read_studies
@@ -30,13 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
     contrasts.check(arguments.target or ())
     overrides: dict[str, object] = {"targets": arguments.target} if arguments.target else {}
     if arguments.data is not None:
-        read_studies(arguments.data, contrasts, series=arguments.series)
+        studies = read_studies(arguments.data, contrasts, series=arguments.series)
         written = [f"{arguments.out}/*/*_{SYNTHETIC}.nii.gz"]
     else:
-        overrides["studies"] = [_read_patient(arguments, contrasts, given)]
+        overrides["studies"] = studies = [_read_patient(arguments, contrasts, given)]
         targets = arguments.target or [name for name in contrasts.names if name not in given]
         written = [f"{arguments.out}/{arguments.subject}/{arguments.subject}_{t}_{SYNTHETIC}.nii.gz" for t in targets]
+    check_exports(arguments, contrasts, studies)
     run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
+    written += write_exports(arguments, contrasts, studies)
     others = [name for name in datasets_with(list(given)) if name != contrasts.name]
     if unsaid and others:
         print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")

@@ -79,7 +79,7 @@ class SaveSyntheticStudyd(Transform):
     affine, sform, qform and units of the file whose intensity scale it takes (of a DICOM series the affine, in mm and
     as a scanner's space; the shape is columns, rows, slices), and a header whose description begins with
     ``SYNTHETIC apt_monai``. Beside it, with the same name and ``.json``, the sidecar: where the volume comes from
-    (each source's path and SHA-256, the provenance).
+    (each source's SHA-256, the provenance). Of paths and patients it says the study's name alone.
 
     Intensities: a contrast that was not acquired has no scale of its own, and MR intensities are arbitrary. It takes
     that of an acquired contrast, as the method's :meth:`~apt_monai.methods.base.Method.output_range` says: -1 and 1
@@ -198,7 +198,7 @@ class SaveSyntheticStudyd(Transform):
             "subject": data["subject"],
             "contrast": target,
             "label": label,
-            "sources": {name: {"path": path, "sha256": data["sha256"][name]} for name, path in data["paths"].items()},
+            "sources": {name: {"sha256": data["sha256"][name]} for name in data["paths"]},
             "intensity_scale": {
                 "contrast": source,
                 "low": low,

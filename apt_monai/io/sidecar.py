@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 
 from apt_monai import __version__
+from apt_monai.io.dicom import find_series
 from apt_monai.io.nifti import nifti_stem
 
 SYNTHETIC = "SYNTHETIC"
@@ -30,7 +31,7 @@ def is_synthetic(path: str | Path, header: nib.Nifti1Header | None) -> bool:
 
     Args:
         path: the volume.
-        header: its NIfTI header; None of a DICOM series, which is never one of ours.
+        header: its NIfTI header; None of a DICOM series, whose description says it.
 
     Example::
 
@@ -39,7 +40,11 @@ def is_synthetic(path: str | Path, header: nib.Nifti1Header | None) -> bool:
         >>> is_synthetic("renamed.nii.gz", header), is_synthetic("renamed.nii.gz", nib.Nifti1Header())
         (True, False)
     """
-    return is_synthetic_name(path) or (header is not None and header["intent_name"].item() == SYNTHETIC.encode())
+    if is_synthetic_name(path):
+        return True
+    if header is None:
+        return is_synthetic_name(find_series(path).label.description)
+    return bool(header["intent_name"].item() == SYNTHETIC.encode())
 
 
 def mark_synthetic(header: nib.Nifti1Header, label: str) -> None:

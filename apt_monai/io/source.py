@@ -58,7 +58,7 @@ def read_source(path: str | Path) -> Source:
         ((4, 5, 6), True)
     """
     header = None
-    if _is_series(path):
+    if is_series(path):
         volume, affine = read_dicom_series(path)
         digest = source_sha256(path)
     else:
@@ -102,7 +102,7 @@ def source_sha256(path: str | Path) -> str:
         >>> source_sha256("a.nii")[:8]
         'ba7816bf'
     """
-    if not _is_series(path):
+    if not is_series(path):
         return file_sha256(path)
     hashes = sorted(file_sha256(file) for file in find_series(path).files)
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
@@ -125,7 +125,7 @@ def source_stat(path: str | Path) -> list[str | int]:
         3
     """
     path = os.path.abspath(path)
-    if _is_series(path):
+    if is_series(path):
         folder = parse_series_path(path)[0]
         if folder.is_dir():
             listing = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in dicom_files(folder)]
@@ -136,5 +136,12 @@ def source_stat(path: str | Path) -> list[str | int]:
     raise StudyError(f"{path}: no such file or folder; correct the path or take the contrast out of the study")
 
 
-def _is_series(path: str | Path) -> bool:
+def is_series(path: str | Path) -> bool:
+    """Whether a path names a DICOM series, not a file.
+
+    Example::
+
+        >>> is_series("CD1::1.2.3"), is_series("a.nii.gz")
+        (True, False)
+    """
     return Path(path).is_dir() or ("::" in str(path) and not Path(path).is_file())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -12,7 +10,6 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
-from scipy.special import expit
 
 from apt_monai.contrasts import ADNI
 from apt_monai.files import complete_folder
@@ -21,11 +18,12 @@ from apt_monai.phantom.fields import smooth_noise
 from apt_monai.phantom.grids import Grid, centred_affine, check_shape, check_spacing, resample, slice_parts
 from apt_monai.phantom.head import make_head
 from apt_monai.phantom.population import Population
+from apt_monai.phantom.raw import RawSeries, write_raw_study
 from apt_monai.phantom.sequences import SEQUENCES, PulseSequence
-from apt_monai.phantom.studies import Request, save_nifti, save_scan, subject_generator
-from apt_monai.phantom.whole_head import whole_head_signals
+from apt_monai.phantom.studies import Request, save_scan, subject_generator
 
-TRUTH_NAME = ".truth"  # a hidden folder beside the studies
+#: The series' descriptions, and which contrasts each is, as in a series mapping.
+ADNI_SERIES: dict[str, str | dict[str, int]] = {"MPRAGE": "t1", "PD_T2_FSE": {"pd": 1, "t2": 2}}
 
 
 def adni_t1_grid(spacing: float = 1.0) -> Grid:
@@ -156,33 +154,14 @@ def write_adni_study(request: Request) -> None:
 def write_adni_raw_study(request: Request) -> None:
     """One study as the scanner gives it, and beside the studies what is true of it."""
     t1_grid, axial_grid = adni_t1_grid(request.spacing), adni_axial_grid(request.spacing)
-    master = master_grid(t1_grid, margin=10)
-    who, name = (request.seed, request.subject), request.folder.name
+    who = (request.seed, request.subject)
     population = adni_population(*who)
     movement = draw_movement(subject_generator(*who, "movement"))
-    scans = {"t1": (t1_grid, np.eye(4), 1)}
-    scans |= dict.fromkeys(("t2", "pd"), (axial_grid, movement, max(1, round(axial_grid.spacing / master.spacing))))
-    head = make_head(master, *who, population)
-    signals = whole_head_signals(head, *who, population, adni_sequences(*who))
-    brains = {
-        contrast: resample(head.brain.astype(np.float32), master, *scans[contrast]) > 0.5 for contrast in ("t1", "t2")
-    }
-    brains["pd"] = brains["t2"]
-
-    truth = request.folder.parent / TRUTH_NAME / name
-    truth.parent.mkdir(exist_ok=True)
-    shutil.rmtree(truth, ignore_errors=True)  # of a run that was interrupted before the study was there
-    with complete_folder(truth) as folder:
-        record = {"axial_to_t1": movement.tolist(), "atrophy": population is ATROPHIC}
-        (folder / "truth.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        save_nifti(brains["t1"].astype(np.uint8), t1_grid, folder / "brain_t1.nii.gz")
-        save_nifti(brains["t2"].astype(np.uint8), axial_grid, folder / "brain_axial.nii.gz")
-    with complete_folder(request.folder) as folder:
-        for contrast, (grid, pose, parts) in scans.items():
-            rng = subject_generator(*who, f"{contrast} raw")
-            signal = resample(signals[contrast], master, grid, pose, parts)
-            # The coil: uneven, and it hears little of the neck
-            z = grid.axes[2].astype(np.float32)
-            signal *= np.exp(0.18 * smooth_noise(grid.axes, 90, rng)) * expit((z + 108) / 14)
-            scan = magnitude_image(signal, rng, brain=brains[contrast], noiseless=not request.noise)
-            save_scan(np.minimum(scan, np.iinfo(np.int16).max), grid, folder / f"{name}_{contrast}.nii.gz")
+    mprage, spin_echoes = ADNI_SERIES
+    series = (
+        RawSeries("t1", mprage, ("t1",), t1_grid, np.eye(4), np.eye(4), slices=0),
+        RawSeries("axial", spin_echoes, ("pd", "t2"), axial_grid, movement, np.eye(4)),
+    )
+    head = make_head(master_grid(t1_grid, margin=10), *who, population)
+    record = {"axial_to_t1": movement.tolist(), "atrophy": population is ATROPHIC}
+    write_raw_study(request, head, population, adni_sequences(*who), series, record)

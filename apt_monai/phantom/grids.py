@@ -59,20 +59,23 @@ def centred_affine(shape: Sequence[int], steps: NDArray[np.float64], centre: Arr
     return affine + 0.0  # + 0.0: no negative zeros
 
 
-def resample(volume: Volume, source: Grid, target: Grid, movement: ArrayLike | None = None, parts: int = 1) -> Volume:
+def resample(
+    volume: Volume, source: Grid, target: Grid, movement: ArrayLike | None = None, parts: int = 1, axis: int = 2
+) -> Volume:
     """What a scan on another grid sees of a volume: linear between voxels, the mean over each slice, 0 outside.
 
     Args:
         volume: on the source grid.
         source, target: the grids; their affines map to world mm.
         movement: 4×4, from the target's to the source's world mm; the identity if None.
-        parts: over how many evenly spaced points along its third axis each target voxel is averaged.
+        parts: over how many evenly spaced points along the axis of the slices each target voxel is averaged.
+        axis: that axis of the target.
     """
     world = np.eye(4) if movement is None else np.asarray(movement)
     total = np.zeros(target.shape, np.float32)
     for part in range(parts):
         within = np.eye(4)
-        within[2, 3] = (part + 0.5) / parts - 0.5
+        within[axis, 3] = (part + 0.5) / parts - 0.5
         matrix = np.linalg.inv(source.affine) @ world @ target.affine @ within
         # Values that are whole but for rounding: 1e-9 voxels beyond the last voxel would be outside
         total += affine_transform(volume, np.round(matrix, 9), output_shape=target.shape, order=1, output=np.float32)

@@ -33,7 +33,7 @@ def save_scan(scan: Volume, grid: Grid, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Request:
-    """One study to write: of which data set, which subject, on which grid, and whether with noise."""
+    """One study to write: of which data set, which subject, on which grid, whether with noise, and whether as DICOM."""
 
     folder: Path
     seed: int
@@ -41,3 +41,4 @@ class Request:
     spacing: float
     shape: Sequence[int] | None
     noise: bool = True
+    dicom: bool = False

@@ -17,6 +17,7 @@ from apt_monai.errors import StudyError
 from apt_monai.io.dicom import dicom_files, folder_label, list_series
 from apt_monai.io.nifti import nifti_stem
 from apt_monai.io.series_path import format_series_path
+from apt_monai.io.sidecar import is_synthetic_name
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,9 @@ def _find_series(subject: Path, mapping: Mapping, left_out: LeftOut) -> Iterator
             yield Series(str(file), names, described or stem, parts, visit, None)
         if slices and parts:
             label = folder_label(folder)
-            if label is not None:
+            if label is not None and is_synthetic_name(label.description):
+                left_out.add(folder, "synthesised, not acquired")
+            elif label is not None:
                 names = ("/".join(parts), *parts, label.description)
                 yield Series(str(folder), names, described or parts[-1], parts, visit, label)
             else:
@@ -136,6 +139,9 @@ def _find_series(subject: Path, mapping: Mapping, left_out: LeftOut) -> Iterator
         elif slices:
             for uid, label in {s.uid: s.label for s in list_series(folder)}.items():
                 title = label.description or uid or folder.name
+                if is_synthetic_name(title):
+                    left_out.add(Path(format_series_path(folder, uid)), "synthesised, not acquired")
+                    continue
                 yield Series(format_series_path(folder, uid), (title,), title, parts, visit, label)
 
 
