@@ -67,6 +67,8 @@ class ContrastSet:
         grid: the grid onto which raw scans are preprocessed: the contrasts on whose own grid the volumes come, the
             first that a study has, or the edge of isotropic voxels in mm, in the pose of the reference.
         mask_sources: every contrast, the one that shows the brain best first; empty: in the order of the contrasts.
+        template: in whose pose the volumes come, where the grid is isotropic voxels: ``"mni152"``, or the path of a
+            skull-stripped head; None: in the pose of the reference.
 
     Raises:
         ValueError: a role names a contrast that the set does not have, or lacks one.
@@ -79,6 +81,7 @@ class ContrastSet:
     echoes: tuple[tuple[str, ...], ...] = ()
     grid: tuple[str, ...] | float = 1.0
     mask_sources: tuple[str, ...] = ()
+    template: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.contrasts) < 2 or len(set(self.names)) < len(self.names):
@@ -185,6 +188,7 @@ BRATS = ContrastSet(
     segmentation_suffixes=("seg",),
     references=("t1ce", "t1", "flair", "t2"),
     mask_sources=("t1", "t1ce", "t2", "flair"),
+    template="mni152",
 )
 ADNI = ContrastSet(
     "adni",

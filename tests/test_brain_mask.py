@@ -106,14 +106,14 @@ def test_a_mask_of_the_users_own_is_taken_on_any_scans_grid(tmp_path: Path) -> N
     settings = PreprocessingSettings(mask=pattern, bias_spacing=20.0, levels=(8.0, 4.0))
     folder = preprocess_study(study, tmp_path / "out", "adni", settings)
     _, true_brain = make_pair("pd")
-    mask = np.asarray(nib.load(folder / "preprocessing" / "brainmask.nii.gz").dataobj) > 0
+    mask = np.asarray(nib.load(next(folder.glob("*_mask.nii.gz"))).dataobj) > 0
     assert dice(mask, true_brain) > 0.93
     assert transforms_of(folder)["mask"]["from"].endswith("case_mask.nii.gz")
 
     beside = {**study, "mask": str(tmp_path / "masks" / "case_mask.nii.gz")}  # in the study's own folder
     again = preprocess_cohort([beside], tmp_path / "beside", "adni", QUICK, progress=False)
     assert again.written == preprocess_cohort([beside], tmp_path / "beside", "adni", QUICK, progress=False).kept
-    same = nib.load(tmp_path / "beside" / "case" / "preprocessing" / "brainmask.nii.gz")
+    same = nib.load(tmp_path / "beside" / "case" / "case_mask.nii.gz")
     assert np.array_equal(np.asarray(same.dataobj) > 0, mask)
 
     write_nifti(tmp_path / "masks" / "case_mask.nii.gz", brain.astype(np.uint8), np.eye(4))

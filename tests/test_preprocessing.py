@@ -49,13 +49,13 @@ def test_a_study_becomes_what_the_networks_read(tmp_path: Path) -> None:
     assert (report.written, report.kept, report.failed) == (["002_S_0295"], [], {})
 
     (read,) = read_studies(tmp_path / "out", "adni", require_all=True)
-    assert read["mask"] == str(tmp_path / "out" / "002_S_0295" / "preprocessing" / "brainmask.nii.gz")
+    assert read["mask"] == str(tmp_path / "out" / "002_S_0295" / "002_S_0295_mask.nii.gz")
     loaded = StudyPreprocessing("adni", size=48)(read)
     assert loaded["image"].shape == (3, 48, 48, 22)
 
     folder = tmp_path / "out" / "002_S_0295"
     record = transforms_of(folder)
-    mask = nib.load(folder / "preprocessing" / "brainmask.nii.gz")
+    mask = nib.load(folder / "002_S_0295_mask.nii.gz")
     brain = np.asarray(mask.dataobj) > 0
     fixed, true_brain = make_pair("pd")
     assert dice(brain, true_brain) > 0.7
@@ -192,7 +192,7 @@ def test_a_result_goes_back_onto_the_scanners_own_grid(tmp_path: Path) -> None:
     study = write_raw(tmp_path / "case", ("t1", "pd"))
     folder = preprocess_study(study, tmp_path / "out", "adni", QUICK)
     transforms = folder / "preprocessing" / "transforms.json"
-    back = to_scanner_space(folder / "preprocessing" / "brainmask.nii.gz", transforms, "t1", tmp_path / "m.nii.gz")
+    back = to_scanner_space(next(folder.glob("*_mask.nii.gz")), transforms, "t1", tmp_path / "m.nii.gz")
     image = nib.load(back)
     assert image.shape == (40, 36, 31)
     assert np.allclose(image.affine, T1_AFFINE)
@@ -325,7 +325,7 @@ def test_the_phantoms_movement_is_found_to_a_fraction_of_a_millimetre(tmp_path: 
         folder = out / study["subject"]
         found = np.array(transforms_of(folder)["scans"]["t1"]["to_scanner"])
         medians.append(float(np.median(errors_mm(found, true, brain, image.affine))))
-        mask = np.asarray(nib.load(folder / "preprocessing" / "brainmask.nii.gz").dataobj) > 0
+        mask = np.asarray(nib.load(next(folder.glob("*_mask.nii.gz"))).dataobj) > 0
         assert dice(mask, brain) > 0.85
     print(f"median registration errors in mm: {medians}")
     assert max(medians) < 1.0

@@ -46,7 +46,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="name", required=True)
-    for add in (_phantom, _preprocess, _train, _evaluate, _codebook, _demo):
+    for add in (_phantom, _preprocess, _train, _evaluate, _restore, _codebook, _demo):
         add(commands)
     _synthesize(commands, contrast_names(argv))
     return parser
@@ -186,6 +186,12 @@ def _preprocess(commands: Any) -> None:
         "of your own, a path with {subject} in it, such as masks/{subject}_mask.nii.gz",
     )
     preprocess.add_argument(
+        "--template",
+        metavar="mni152|reference|PATH",
+        help="in whose pose isotropic volumes come: MNI152's (needs nilearn), the reference scan's own, or that of a "
+        "skull-stripped head, such as SRI24 (default: mni152 for brats)",
+    )
+    preprocess.add_argument(
         "--workers", type=at_least(1), default=1, metavar="N", help="studies at a time; each takes a core and 2 GB"
     )
 
@@ -271,6 +277,17 @@ def _synthesize(commands: Any, names: list[str]) -> None:
         f"--model the first of {', '.join(DATASETS)} that has the contrasts given)",
     )
     synthesize.add_argument(
+        "--raw",
+        action="store_true",
+        help="the scans are as the scanner gave them, with skull, each on a grid of its own: they are preprocessed, and "
+        "the volumes put back onto the grid of one of them",
+    )
+    synthesize.add_argument(
+        "--grid",
+        metavar="CONTRAST",
+        help="with --raw: onto which scan's grid (default: for each volume that whose intensity scale it has)",
+    )
+    synthesize.add_argument(
         "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
     )
     synthesize.add_argument(
@@ -289,6 +306,27 @@ def _synthesize(commands: Any, names: list[str]) -> None:
     )
     _model(synthesize)
     _method(synthesize)
+
+
+def _restore(commands: Any) -> None:
+    restore = _add(
+        commands,
+        "restore",
+        "put synthesised volumes back onto the voxel grid of a raw scan",
+        "restore synthetic preprocessed --out restored",
+    )
+    restore.add_argument("synthetic", type=Path, metavar="SYNTHETIC", help="the folder that synthesize wrote")
+    restore.add_argument(
+        "preprocessed", type=Path, metavar="PREPROCESSED", help="the folder that preprocess wrote, of the same studies"
+    )
+    restore.add_argument(
+        "--out", type=Path, default=Path("restored"), metavar="DIR", help="the folder; what it has already is kept"
+    )
+    restore.add_argument(
+        "--grid",
+        metavar="CONTRAST",
+        help="onto which scan's grid (default: for each volume that whose intensity scale it has)",
+    )
 
 
 def _evaluate(commands: Any) -> None:

@@ -15,9 +15,9 @@ def run(arguments: argparse.Namespace) -> int:
     studies = read_studies(arguments.raw, arguments.dataset, series=arguments.series)
     from apt_monai.preprocessing import PreprocessingSettings, preprocess_cohort  # after the check: seconds
 
-    settings = PreprocessingSettings(grid=arguments.grid, mask=arguments.mask)
+    settings = PreprocessingSettings(grid=arguments.grid, mask=arguments.mask, template=arguments.template)
     report = preprocess_cohort(studies, arguments.out, arguments.dataset, settings, arguments.workers)
-    print(f"{report}\nin {arguments.out}; a study's matrices and mask are in its folder preprocessing/")
+    print(f"{report}\nin {arguments.out}; a study's matrices are in its folder preprocessing/")
     if report.failed:
         print("once the failed ones are put right, the same command does them alone", file=sys.stderr)
         return 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apt_monai.cli.choices import bundle_of, contrasts_of, datasets_with
@@ -30,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     contrasts = contrasts_of(arguments, [*given, *(arguments.target or ())])
     contrasts.check(arguments.target or ())
     overrides: dict[str, object] = {"targets": arguments.target} if arguments.target else {}
+    if arguments.grid and not arguments.raw:
+        raise ValueError("--grid says onto which scan's grid --raw puts the volumes back: give --raw too")
     if arguments.data is not None:
         studies = read_studies(arguments.data, contrasts, series=arguments.series)
         written = [f"{arguments.out}/*/*_{SYNTHETIC}.nii.gz"]
@@ -38,7 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
         targets = arguments.target or [name for name in contrasts.names if name not in given]
         written = [f"{arguments.out}/{arguments.subject}/{arguments.subject}_{t}_{SYNTHETIC}.nii.gz" for t in targets]
     check_exports(arguments, contrasts, studies)
-    run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
+    failed: dict[str, str] = {}
+    if arguments.raw:
+        failed = _run_raw(arguments, contrasts, studies, overrides)
+        studies = [study for study in studies if study["subject"] not in failed]
+    else:
+        run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
     written += write_exports(arguments, contrasts, studies)
     others = [name for name in datasets_with(list(given)) if name != contrasts.name]
     if unsaid and others:
@@ -46,7 +55,35 @@ def run(arguments: argparse.Namespace) -> int:
     print("\nSynthesised, not acquired; for research, not for diagnosis or treatment:", *written, sep="\n  ")
     if any(arguments.out.glob(f"*/*_{SYNTHETIC}_uncertainty.nii.gz")):
         print("Beside each, half the width of its 90 % interval: ..._uncertainty.nii.gz")
-    return 0
+    if arguments.raw:
+        print(f"Look at *_registration.png and *_SYNTHETIC.png there; the steps between are in {arguments.out}/steps")
+    for subject, reason in failed.items():
+        print(f"failed: {subject}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run_raw(
+    arguments: argparse.Namespace,
+    contrasts: ContrastSet,
+    studies: Sequence[Mapping[str, str]],
+    overrides: dict[str, object],
+) -> dict[str, str]:
+    """Preprocess raw studies, synthesise by the bundle, and put the volumes back; why studies failed, by name."""
+    from apt_monai import raw  # after the checks of the command line: seconds
+    from apt_monai.preprocessing import preprocess_cohort
+
+    raw.check_raw(studies, contrasts, arguments.target, arguments.grid)
+    steps = arguments.out / raw.STEPS
+    report = preprocess_cohort(studies, steps / "prepared", contrasts)
+    failed = dict(report.failed)
+    prepared = [study for study in studies if study["subject"] not in failed]
+    if prepared:
+        known = {study["subject"]: study for study in read_studies(steps / "prepared", contrasts)}
+        overrides["studies"] = [known[study["subject"]] for study in prepared]
+        bundles = argparse.Namespace(**vars(arguments) | {"data": None, "series": None, "out": steps / "synthesised"})
+        run_config(bundles, bundle_of(contrasts), "run", "inference", **overrides)
+        failed |= raw.each(prepared, lambda study: raw.restore(study, arguments.out, contrasts, arguments.grid))
+    return failed
 
 
 def _read_patient(arguments: argparse.Namespace, contrasts: ContrastSet, given: dict[str, str]) -> dict[str, str]:

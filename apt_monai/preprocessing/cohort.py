@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
+from apt_monai.distributed import lead_first, own_share
 from apt_monai.errors import StudyError
 from apt_monai.files import write_text
 from apt_monai.preprocessing.brain_mask import NO_DEEPBET
@@ -57,7 +58,8 @@ def preprocess_cohort(
     """Preprocess the studies of a cohort, several at a time; one bad study never stops the others.
 
     A study that is there already, from the same files, is kept: an interrupted run goes on where it stopped. The
-    settings are written down in ``OUT/preprocessing.json``, and other ones in the same folder are refused.
+    settings are written down in ``OUT/preprocessing.json``, and other ones in the same folder are refused. Several ranks
+    (torchrun) share the studies, each a process of its own.
 
     Args:
         studies: as :func:`apt_monai.data.readers.read_studies` lists them.
@@ -86,7 +88,9 @@ def preprocess_cohort(
     settings = settings or PreprocessingSettings()
     folder = Path(out)
     _check_arguments(studies, contrast_set, settings, workers)
-    _claim_folder(folder, contrast_set, settings)
+    with lead_first():
+        _claim_folder(folder, contrast_set, settings)
+    studies = own_share(studies)
 
     report = PreprocessingReport()
     todo: list[Mapping[str, str]] = []

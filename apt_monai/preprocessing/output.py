@@ -14,12 +14,12 @@ from apt_monai.io.source import source_stat
 from apt_monai.preprocessing.scan import Matrix
 from apt_monai.preprocessing.settings import PreprocessingSettings
 
-VERSION = 3
+VERSION = 4
 """Raise it with every change of what comes out: another version's folder is refused."""
 SETTINGS_NAME = "preprocessing.json"
 DETAILS_FOLDER = "preprocessing"  # within a study's folder; the readers look at no folder below a study
 TRANSFORMS_NAME = "transforms.json"
-BRAIN_MASK_NAME = "brainmask.nii.gz"
+MASK_ENDING = "_mask.nii.gz"  # what the readers know a brain mask by
 
 
 def save_nifti(

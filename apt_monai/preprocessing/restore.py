@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, write_text
 from apt_monai.io import read_volume
-from apt_monai.io.sidecar import is_synthetic_name, sidecar_path
-from apt_monai.preprocessing.output import TRANSFORMS_NAME, save_nifti
+from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, sidecar_path
+from apt_monai.preprocessing.output import DETAILS_FOLDER, TRANSFORMS_NAME, save_nifti
 from apt_monai.preprocessing.resampling import resample, resample_labels
 from apt_monai.preprocessing.scan import Scan
 
@@ -76,3 +76,53 @@ def to_scanner_space(volume: str | Path, transforms: str | Path, contrast: str, 
         provenance["resampled_to"] = {"scan": contrast, "grid": scan["grid"], "from": source.name}
         write_text(sidecar_path(target), json.dumps(provenance, indent=2) + "\n")
     return target
+
+
+def restore_study(synthetic: str | Path, prepared: str | Path, out: str | Path, grid: str | None = None) -> list[Path]:
+    """Put a study's synthesised volumes, and their uncertainty, onto the grid of one of its scans.
+
+    Args:
+        synthetic: the study's folder of a synthesis: ``<study>_<contrast>_SYNTHETIC.nii.gz``, each with its sidecar.
+        prepared: the study's folder of the preprocessing that the synthesis was made from.
+        out: the study's folder to write to; the files have the same names.
+        grid: the scan on whose grid they come; None: for each volume the scan whose intensity scale it has, the
+            nearest to it.
+
+    Returns:
+        The volumes. What is there already from the same volumes and on the same grid is kept.
+
+    Raises:
+        StudyError: there is no synthesised volume, or what :func:`to_scanner_space` refuses.
+        ValueError: the study has no such scan.
+        OSError: a file cannot be written.
+    """
+    folder = Path(synthetic)
+    transforms = Path(prepared) / DETAILS_FOLDER / TRANSFORMS_NAME
+    sidecars = sorted(folder.glob(f"*_{SYNTHETIC}.json"))
+    if not sidecars:
+        raise StudyError(
+            f"{folder}: holds no synthesised volume with its sidecar; name the folder that synthesize wrote"
+        )
+    written = []
+    for path in sidecars:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        volume = path.with_name(f"{path.stem}.nii.gz")
+        target = Path(out) / volume.name
+        scan = grid or sidecar["intensity_scale"]["contrast"]
+        if not _is_restored(sidecar, target, scan):
+            sidecar_path(target).unlink(missing_ok=True)
+            uncertainty = volume.with_name(f"{path.stem}_uncertainty.nii.gz")
+            if uncertainty.is_file():
+                to_scanner_space(uncertainty, transforms, scan, target.with_name(uncertainty.name))
+            to_scanner_space(volume, transforms, scan, target)  # its sidecar comes last: then all is there
+        written.append(target)
+    return written
+
+
+def _is_restored(sidecar: dict[str, Any], target: Path, scan: str) -> bool:
+    """Whether a volume is there, of this sidecar and on this scan's grid."""
+    try:
+        found = json.loads(sidecar_path(target).read_text(encoding="utf-8"))
+        return target.is_file() and found.pop("resampled_to")["scan"] == scan and found == sidecar
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from apt_monai.contrasts import ContrastSet
 
+REFERENCE = "reference"
+"""Instead of a template: the volumes come in the pose of the study's reference scan."""
+
 MASK_TOOLS = ("itk", "deepbet")
 """The tools that make a brain mask."""
 
@@ -26,6 +29,10 @@ class PreprocessingSettings:
             ``masks/{subject}_mask.nii.gz``: masks of your own, above 0 in the brain, on the grid of one of the study's
             scans. On the phantom's T1 (3 mm, two subjects) deepbet's Dice with the true mask was 0.97 and 0.97, that
             of the filters 0.96 and 0.92 (the second one atrophic).
+        template: in whose pose isotropic volumes come, on a grid of BraTS's extent, 240 × 240 × 155 mm: ``"mni152"``
+            (it is in nilearn's package), the path of another skull-stripped head such as SRI24, or ``"reference"``:
+            as the study's reference scan lies, over its field of view. None is the contrast set's own: for BraTS
+            MNI152. Where volumes come on a contrast's own grid there is none.
         bias_spacing: the voxel size in mm at which the bias field is estimated.
         levels: the voxel sizes in mm of the registration, coarse to fine.
         brain_ml: the least and greatest volume of a mask that a tool made. What is within the skull has about 1,100 to
@@ -46,6 +53,7 @@ class PreprocessingSettings:
 
     grid: tuple[str, ...] | float | None = None
     mask: str = "deepbet"
+    template: str | None = None
     bias_spacing: float = 6.0
     levels: tuple[float, ...] = (8.0, 4.0, 2.0)
     brain_ml: tuple[float, float] = (600.0, 2000.0)
@@ -70,6 +78,19 @@ class PreprocessingSettings:
     def grid_of(self, contrasts: ContrastSet) -> tuple[str, ...] | float:
         """The grid that is asked for, or else the contrast set's own."""
         return contrasts.grid if self.grid is None else self.grid
+
+    def template_of(self, contrasts: ContrastSet) -> str | None:
+        """The template that is asked for, or else the contrast set's own; None for the pose of the reference.
+
+        Example::
+
+            >>> from apt_monai.contrasts import BRATS
+            >>> PreprocessingSettings().template_of(BRATS), PreprocessingSettings(grid=("t1",)).template_of(BRATS)
+            ('mni152', None)
+        """
+        if not isinstance(self.grid_of(contrasts), (int, float)) or self.template == REFERENCE:
+            return None
+        return self.template or contrasts.template
 
     def own_mask(self, study: Mapping[str, str]) -> str | None:
         """The path of the user's own mask of a study: that in the study, else of the settings; None where a tool works.

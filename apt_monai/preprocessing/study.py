@@ -19,8 +19,8 @@ from apt_monai.files import complete_folder
 from apt_monai.preprocessing.bias import correct_bias
 from apt_monai.preprocessing.brain_mask import BrainMask, find_brain_mask
 from apt_monai.preprocessing.output import (
-    BRAIN_MASK_NAME,
     DETAILS_FOLDER,
+    MASK_ENDING,
     TRANSFORMS_NAME,
     VERSION,
     inputs_of,
@@ -31,6 +31,7 @@ from apt_monai.preprocessing.resampling import isotropic_grid, resample
 from apt_monai.preprocessing.scan import Matrix, Scan, Volume, read_scan
 from apt_monai.preprocessing.segmentation import carry_segmentation
 from apt_monai.preprocessing.settings import PreprocessingSettings
+from apt_monai.preprocessing.template import find_pose
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def preprocess_study(
         >>> study, settings = {"subject": "case", "t1": "case_t1.nii.gz"}, PreprocessingSettings(mask="itk")
         >>> folder = preprocess_study(study, "out", "adni", settings)
         >>> sorted(path.name for path in folder.iterdir())
-        ['case_t1.nii.gz', 'preprocessing']
+        ['case_mask.nii.gz', 'case_t1.nii.gz', 'preprocessing']
     """
     contrast_set = get_contrast_set(contrasts)
     settings = settings or PreprocessingSettings()
@@ -86,7 +87,14 @@ def preprocess_study(
     scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
     matrices, information = register_study(subject, scans, reference, contrast_set, settings.levels)
     mask = find_brain_mask(subject, scans, contrast_set, settings, settings.own_mask(study))
-    if isinstance(grid, (int, float)):
+    pose, template = None, settings.template_of(contrast_set)
+    if template is not None and isinstance(grid, (int, float)):
+        own = scans[reference]
+        inside = resample(mask.scan, own.volume.shape, own.affine, matrices[mask.space], order=1) > 0.5
+        pose = find_pose(subject, own, inside, template, settings)
+        matrices = {name: matrix @ pose.matrix for name, matrix in matrices.items()}
+        shape, affine = pose.grid(grid)
+    elif isinstance(grid, (int, float)):
         shape, affine = isotropic_grid(scans[reference], grid)
     else:
         shape, affine = scans[reference].volume.shape, scans[reference].affine
@@ -104,12 +112,13 @@ def preprocess_study(
             carried = carry_segmentation(subject, study["seg"], ordered, matrices, shape, affine)
         if carried:
             save_nifti(carried[1], affine, incomplete / f"{subject}_{contrast_set.segmentation_suffixes[0]}.nii.gz")
-        save_nifti(brain.astype(np.uint8), affine, details / BRAIN_MASK_NAME)
+        save_nifti(brain.astype(np.uint8), affine, incomplete / f"{subject}{MASK_ENDING}")
         record = {
             "subject": subject,
             "version": VERSION,
             "space": "millimetres, RAS+; 'to_scanner' maps output space to the scan's own scanner space",
             "reference": reference,
+            "template": None if pose is None else {"name": template, "mutual_information": pose.information},
             "grid": {"shape": list(shape), "affine": affine.tolist()},
             "inputs": inputs,
             "mask": {"from": mask.origin, "scan": mask.space, "ml": mask.ml},
@@ -171,15 +180,14 @@ def _brain_on_grid(
 def _volumes(
     scans: Mapping[str, Scan], matrices: Mapping[str, Matrix], brain: NDArray[np.bool_], affine: Matrix
 ) -> Iterator[tuple[str, Volume]]:
-    """Each scan on the output grid, 0 outside the brain and above 0 inside."""
+    """Each scan on the output grid, 0 outside the brain."""
     for name, scan in scans.items():
         if scan.is_on(brain.shape, affine) and np.array_equal(matrices[name], np.eye(4)):
             values = scan.volume
         else:
             values = resample(scan, brain.shape, affine, matrices[name])
-        # The readers take 0 for background: brain is kept just above it where a spline swings below
-        inside = np.maximum(values, 1e-4 * float(values[brain].max()))
-        yield name, np.where(brain, inside, 0).astype(np.float32)
+        # A spline swings below 0, which a magnitude never is
+        yield name, np.where(brain, np.maximum(values, 0), 0).astype(np.float32)
 
 
 def _scan_record(scan: Scan, matrix: Matrix, information: float | None) -> dict[str, Any]:

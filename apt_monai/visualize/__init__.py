@@ -1,4 +1,5 @@
-"""Figures: the qualitative panel, the codebook, the planes of volumes. Each function writes one picture file.
+"""Figures: the qualitative panel, the codebook, the planes of volumes, the checks of a raw study. Each function writes
+one picture file.
 
 Slices are shown as radiologists see them: front up, the patient's right on the left. Every synthesised image carries
 the word SYNTHETIC.
@@ -6,6 +7,7 @@ the word SYNTHETIC.
 
 from apt_monai.visualize.canvas import display_orientation
 from apt_monai.visualize.codebook import draw_codebook
+from apt_monai.visualize.raw import draw_registration, draw_restored
 from apt_monai.visualize.synthesis import SynthesisRow, draw_synthesis
 from apt_monai.visualize.validation import SynthesisPicture
 from apt_monai.visualize.volumes import draw_volume
@@ -15,6 +17,8 @@ __all__ = [
     "SynthesisRow",
     "display_orientation",
     "draw_codebook",
+    "draw_registration",
+    "draw_restored",
     "draw_synthesis",
     "draw_volume",
 ]
