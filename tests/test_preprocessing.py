@@ -92,7 +92,7 @@ def test_t1_alone_keeps_its_own_grid_and_an_edge_in_mm_gives_isotropic_voxels(tm
     assert image.shape == (24, 30, 27)
 
 
-def test_brats_comes_with_its_defaults_at_1_mm_in_the_pose_of_the_contrast_sets_reference(tmp_path: Path) -> None:
+def test_brats_comes_at_1_mm_and_where_asked_in_the_pose_of_the_contrast_sets_reference(tmp_path: Path) -> None:
     affines = {"flair": np.diag([2.0, 2.0, 4.0, 1.0]), "t1": np.diag([2.0, 3.0, 3.0, 1.0])}
     shapes = {"flair": (24, 24, 12), "t1": (24, 16, 16)}
     study = {"subject": "case"}
@@ -100,10 +100,11 @@ def test_brats_comes_with_its_defaults_at_1_mm_in_the_pose_of_the_contrast_sets_
         volume = np.random.default_rng(0).random(shapes[name], np.float32) + np.indices(shapes[name]).sum(0)
         study[name] = write_nifti(tmp_path / f"{name}.nii.gz", volume.astype(np.float32), affine)
     study["mask"] = write_nifti(tmp_path / "mask.nii.gz", np.ones(shapes["t1"], np.uint8), affines["t1"])
-    report = preprocess_cohort([study], tmp_path / "out", "brats", QUICK, progress=False)
+    settings = replace(QUICK, template="reference")
+    report = preprocess_cohort([study], tmp_path / "out", "brats", settings, progress=False)
     assert report.written == ["case"]
     record = transforms_of(tmp_path / "out" / "case")
-    assert record["reference"] == "t1"  # no T1Gd
+    assert record["reference"] == "t1" and record["template"] is None  # no T1Gd
     assert np.allclose(np.linalg.norm(np.array(record["grid"]["affine"])[:3, :3], axis=0), 1.0)
     assert record["scans"]["t1"]["to_scanner"] == np.eye(4).tolist()
     assert json.loads((tmp_path / "out" / "preprocessing.json").read_text())["grid"] == 1.0
@@ -168,7 +169,7 @@ def test_a_segmentation_that_cannot_be_carried_along_is_left_out_and_the_log_nam
     folder = preprocess_study({**study, "seg": str(path)}, tmp_path / "out", "brats", replace(QUICK, grid=("t1",)))
     (line,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert line.startswith("case: ") and str(path) in line
-    assert sorted(f.name for f in folder.iterdir()) == ["case_t1.nii.gz", "preprocessing"]
+    assert sorted(f.name for f in folder.iterdir()) == ["case_mask.nii.gz", "case_t1.nii.gz", "preprocessing"]
 
 
 def test_unusable_studies_are_one_error_and_leave_nothing(tmp_path: Path) -> None:

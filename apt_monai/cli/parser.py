@@ -277,18 +277,25 @@ def _synthesize(commands: Any, names: list[str]) -> None:
         f"--model the first of {', '.join(DATASETS)} that has the contrasts given)",
     )
     synthesize.add_argument(
+        "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
+    )
+    _around(synthesize)
+    _model(synthesize)
+    _method(synthesize)
+
+
+def _around(synthesize: argparse.ArgumentParser) -> None:
+    """What comes before and after a synthesis: raw scans, other formats."""
+    synthesize.add_argument(
         "--raw",
         action="store_true",
-        help="the scans are as the scanner gave them, with skull, each on a grid of its own: they are preprocessed, and "
-        "the volumes put back onto the grid of one of them",
+        help="the scans are as the scanner gave them, with skull, each on a grid of its own: they are preprocessed, "
+        "and the volumes put back onto the grid of one of them",
     )
     synthesize.add_argument(
         "--grid",
         metavar="CONTRAST",
         help="with --raw: onto which scan's grid (default: for each volume that whose intensity scale it has)",
-    )
-    synthesize.add_argument(
-        "--out", type=Path, default=Path("synthetic"), metavar="DIR", help="the folder; what it has already is kept"
     )
     synthesize.add_argument(
         "--dicom",
@@ -304,8 +311,6 @@ def _synthesize(commands: Any, names: list[str]) -> None:
     synthesize.add_argument(
         "--bids", type=Path, metavar="DIR", help="the volumes as a BIDS derivatives dataset too, in that folder"
     )
-    _model(synthesize)
-    _method(synthesize)
 
 
 def _restore(commands: Any) -> None:

@@ -58,8 +58,8 @@ def preprocess_cohort(
     """Preprocess the studies of a cohort, several at a time; one bad study never stops the others.
 
     A study that is there already, from the same files, is kept: an interrupted run goes on where it stopped. The
-    settings are written down in ``OUT/preprocessing.json``, and other ones in the same folder are refused. Several ranks
-    (torchrun) share the studies, each a process of its own.
+    settings are written down in ``OUT/preprocessing.json``, and other ones in the same folder are refused. Ranks
+    (torchrun) share the studies.
 
     Args:
         studies: as :func:`apt_monai.data.readers.read_studies` lists them.

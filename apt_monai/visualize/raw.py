@@ -50,8 +50,8 @@ def draw_registration(path: str | Path, study: Mapping[str, str], prepared: str 
         label = contrasts.labels[contrasts.index(name)]
         columns.append((label, _planes(Scan(*read_volume(study[name])), np.array(scan["to_scanner"]), box), False))
     template = record["template"]["name"] if record.get("template") else f"{record['reference']}'s own"
-    figure = _figure(columns, f"{record['subject']}: registered scans, brain mask; pose: {template}", outline)
-    return save(figure, path)
+    title = f"{record['subject']}: registered scans, brain mask; pose: {template}"
+    return save(_figure(columns, title, [outline] * len(columns), outlined=True), path)
 
 
 def draw_restored(path: str | Path, study: Mapping[str, str], written: Sequence[Path], contrasts: ContrastSet) -> Path:
@@ -69,7 +69,7 @@ def draw_restored(path: str | Path, study: Mapping[str, str], written: Sequence[
     Raises:
         StudyError: a volume cannot be read.
     """
-    columns = []
+    columns, brains = [], []
     for file in written:
         sidecar = json.loads(sidecar_path(file).read_text(encoding="utf-8"))
         name = sidecar["resampled_to"]["scan"]
@@ -77,8 +77,10 @@ def draw_restored(path: str | Path, study: Mapping[str, str], written: Sequence[
         box = _box(volume)
         acquired = _planes(Scan(*read_volume(study[name])), np.eye(4), box)
         columns.append((f"{contrasts.labels[contrasts.index(name)]}, acquired", acquired, False))
-        columns.append((f"{sidecar['label']}, synthetic", _planes(volume, np.eye(4), box), True))
-    return save(_figure(columns, f"{study['subject']}: on the scanner's own grid"), path)
+        made = _planes(volume, np.eye(4), box)
+        columns.append((f"{sidecar['label']}, synthetic", made, True))
+        brains += [[(plane > 0).astype(np.float32) for plane in made]] * 2
+    return save(_figure(columns, f"{study['subject']}: on the scanner's own grid", brains), path)
 
 
 def _box(scan: Scan) -> Box:
@@ -108,9 +110,10 @@ def _planes(scan: Scan, matrix: Matrix, box: Box) -> list[NDArray[np.float32]]:
 def _figure(
     columns: Sequence[tuple[str, list[NDArray[np.float32]], bool]],
     title: str,
-    outline: Sequence[NDArray[np.float32]] = (),
+    brains: Sequence[Sequence[NDArray[np.float32]]],
+    outlined: bool = False,
 ) -> Figure:
-    """A column for each (title, its planes, whether it was synthesised)."""
+    """A column for each (title, its planes, whether it was synthesised), in the window of its brain."""
     heights = [plane.shape[1] for plane in columns[0][1]]
     width = max(plane.shape[0] for plane in columns[0][1])
     size = (CELL * 1.3 * len(columns) + 0.4, CELL * 1.3 * sum(heights) / width + 0.7)
@@ -118,12 +121,12 @@ def _figure(
     figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     grid = figure.subplots(3, len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
     for column, (name, planes, synthetic) in enumerate(columns):
-        seen = np.concatenate([plane[plane > 0] for plane in planes])
-        top = float(np.percentile(seen, 99)) if seen.size else 1.0
+        seen = np.concatenate([plane[brain > 0.5] for plane, brain in zip(planes, brains[column], strict=True)])
+        top = float(np.percentile(seen, 99.5)) if seen.size else 1.0
         for row, (axes, plane) in enumerate(zip(grid[:, column], planes, strict=True)):
             show(axes, plane, window=(0.0, top))
-            if outline:
-                axes.contour(display_orientation(outline[row]), levels=[0.5], colors=[WARNING], linewidths=0.8)
+            if outlined:
+                axes.contour(display_orientation(brains[column][row]), levels=[0.5], colors=[WARNING], linewidths=0.8)
             if synthetic:
                 mark_synthetic(axes)
             if column == 0:
