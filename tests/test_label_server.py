@@ -23,6 +23,7 @@ import pytest
 
 pytest.importorskip("monailabel", reason="needs the server's environment: make test-label")
 
+import psutil
 import requests
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
@@ -50,11 +51,13 @@ class Server:
         address: of HTTP.
         folder: ``studies``, ``app`` and the log lie in it.
         phantoms: by ``"brats"`` and ``"adni"``, a whole phantom study.
+        process: its number.
     """
 
     address: str
     folder: Path
     phantoms: dict[str, Path]
+    process: int
 
     def study(self, name: str, kind: str = "brats", without: tuple[str, ...] = ("t1ce",)) -> Path:
         """A new study of the server's: a phantom without some contrasts."""
@@ -116,7 +119,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process = subprocess.Popen(
             [sys.executable, "-m", "monailabel.main", *words], cwd=folder, env=environment, stdout=log, stderr=log
         )
-    running = Server(f"http://127.0.0.1:{port}", folder, phantoms)
+    running = Server(f"http://127.0.0.1:{port}", folder, phantoms, process.pid)
     try:
         for _ in range(240):
             assert process.poll() is None, running.log()
@@ -127,8 +130,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 time.sleep(0.5)
         yield running
     finally:
+        started = psutil.Process(process.pid).children()
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
+    assert psutil.wait_procs(started, timeout=30)[1] == []  # none is left behind
 
 
 def voxels(content: bytes) -> nib.Nifti1Image:
@@ -252,6 +257,17 @@ def test_an_inference_blocks_no_other_request(server: Server) -> None:
             assert server.ask("GET", place).status_code == 200
         assert not all(each.done() for each in inferences)
         assert [each.result().status_code for each in inferences] == [200] * 5
+
+
+def test_a_process_that_was_killed_while_it_computed_is_replaced(server: Server) -> None:
+    server.study("killed")
+    with ThreadPoolExecutor(3) as pool:
+        inferences = [pool.submit(server.infer, "killed") for _ in range(3)]
+        time.sleep(1)
+        for child in psutil.Process(server.process).children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+        assert [each.result().status_code for each in inferences] == [200] * 3
 
 
 @pytest.mark.timeout(900)
@@ -453,5 +469,5 @@ def test_the_log_has_of_a_patient_the_studys_id_alone(server: Server) -> None:
 def test_the_temporary_folder_is_the_servers_own_and_empty(server: Server) -> None:
     (own,) = (server.folder / "app").glob("temporary-*")
     assert own.stat().st_mode & 0o077 == 0
-    assert list(own.iterdir()) == []
+    assert [path.name for path in own.rglob("*")] == ["worker"]
     assert not [path for path in (server.folder / "temporary").rglob("*") if "nii" in path.name]

@@ -37,9 +37,12 @@ class Refused(Exception):
     """
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(status, message)  # both, so that it can be sent from process to process
         self.status = status
         self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def is_plain(name: str) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import warnings
 from typing import Any
 
 from monailabel.app import app as fastapi_app
@@ -24,10 +23,9 @@ from apt_monai.apps.routes import MAX_UPLOAD, STRATEGY, Routes, without_query
 from apt_monai.apps.service import Asked, SynthesisService, find_models
 from apt_monai.apps.studies import MAX_VOXELS, StudiesFolder
 from apt_monai.apps.temporary import own_temporary_folder
+from apt_monai.apps.worker import quieten
 from apt_monai.contrasts import ContrastSet
 from apt_monai.io.sidecar import NOTICE
-
-logger = logging.getLogger(__name__)
 
 _CONF = ("models", "series", "device", "max_voxels", "max_upload", "hosts")
 
@@ -85,7 +83,8 @@ class AptLabelApp(MONAILabelApp):
         unknown = sorted(set(conf) - set(_CONF))
         if unknown:
             raise ValueError(f"--conf {unknown[0]}: is not known; valid are {', '.join(_CONF)}")
-        _quieten()
+        quieten()
+        logging.getLogger("uvicorn.access").addFilter(without_query)
         tempfile.tempdir = str(own_temporary_folder(app_dir))
         models = find_models(_list(conf.get("models", "brats,adni")))
         folder = StudiesFolder(
@@ -123,13 +122,3 @@ def _number(conf: dict[str, str], name: str, default: int) -> int:
     if not value.isdigit() or int(value) < 1:
         raise ValueError(f"--conf {name} {value}: a number of 1 or more is needed")
     return int(value)
-
-
-def _quieten() -> None:
-    """What libraries and readers say names files and headers; of a study the log has its id alone."""
-    logging.getLogger("apt_monai").setLevel(logging.CRITICAL)
-    logging.getLogger("apt_monai.apps").setLevel(logging.INFO)
-    logging.getLogger("apt_monai.models").setLevel(logging.WARNING)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    logging.getLogger("uvicorn.access").addFilter(without_query)
-    warnings.filterwarnings("ignore", module="pydicom")

@@ -11,9 +11,7 @@ import asyncio
 import json
 import logging
 import tempfile
-import traceback
 from collections.abc import Awaitable, Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from ipaddress import ip_address
 from pathlib import Path
@@ -31,6 +29,7 @@ from starlette.types import Message
 from apt_monai.apps.guards import Refused, checked_name
 from apt_monai.apps.service import Answer, Asked, SynthesisService
 from apt_monai.apps.studies import image_id
+from apt_monai.apps.worker import Worker, log_failure
 from apt_monai.errors import StudyError
 from apt_monai.io.sidecar import NOTICE
 
@@ -68,8 +67,7 @@ class Routes:
         self.studies = service.studies
         self.app_info = info
         self.max_upload = max_upload
-        # One inference at a time, in a thread of its own, so that no other request waits for it.
-        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="synthesis")
+        self.worker = Worker(service)
 
     def routes(self) -> list[Route]:
         """The routes, and a last one that refuses all others."""
@@ -172,7 +170,9 @@ class Routes:
             params if isinstance(params, str) else None,
         )
         await asyncio.to_thread(self.service.study_of, asked)  # what is wrong is said before the queue
-        answer = await asyncio.get_running_loop().run_in_executor(self.worker, self.service, asked)
+        answer = await self.worker(asked)
+        made = ", ".join(answer.params["images"])
+        logger.info("%s: %s by %s in %.1f s", answer.params["study"], made, asked.model, answer.seconds)
         return _sent(answer, output)
 
     async def train_status(self, request: Request) -> Response:
@@ -260,20 +260,14 @@ def _answering(endpoint: Endpoint, hosts: Collection[str]) -> Endpoint:
         except HTTPException as error:  # of a form that cannot be read
             status, message = 422, f"the request cannot be read: {error.detail}"
         except OSError as error:
-            _log_failure(error)
+            log_failure(error)
             status, message = 500, f"the server cannot read or write a file: {error.strerror or 'see its log'}"
         except Exception as error:
-            _log_failure(error)
+            log_failure(error)
             status, message = 500, f"the server failed ({type(error).__name__}); its log has the place"
         return JSONResponse({"detail": message}, status)
 
     return answer
-
-
-def _log_failure(error: Exception) -> None:
-    """The kind of an error and its place; its message could name a patient."""
-    places = "".join(traceback.format_tb(error.__traceback__))
-    logger.error("%s\n%s", type(error).__name__, places)
 
 
 def without_query(record: logging.LogRecord) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,6 @@ from apt_monai.models import load_model_settings
 from apt_monai.places import find_model
 from apt_monai.raw import synthesize_raw
 from apt_monai.synthesis import Synthesizer, load
-
-logger = logging.getLogger(__name__)
 
 _OF_CLIENTS = (
     "client_id", "description", "device", "label", "logging", "result_compress", "result_dtype", "result_extension",
@@ -97,17 +94,19 @@ class Answer:
         name: the file name of the volume.
         content: the bytes of that NIfTI file: of the target, or of the first contrast that was lacking.
         params: what a client is told: the study, the ids of the published images by contrast, the sources.
+        seconds: how long it took.
     """
 
     name: str
     content: bytes
     params: dict[str, Any]
+    seconds: float
 
 
 class SynthesisService:
     """The models of a server, and what they make of the studies of a folder.
 
-    A model is loaded when it is first asked for. One call at a time: who calls from several threads must queue.
+    A model is loaded when it is first asked for. One call at a time: who calls for several must queue them.
 
     Args:
         studies: the folder.
@@ -178,8 +177,7 @@ class SynthesisService:
             "uncertainty": {contrast: ids[1] for contrast, ids in images.items() if len(ids) > 1},
             "sources": [name for name in self.studies.sets[asked.model].names if name in files and name not in written],
         }
-        logger.info("%s: %s by %s in %.1f s", study.name, ", ".join(images), asked.model, time.monotonic() - begun)
-        return Answer(written[first].name, content, params)
+        return Answer(written[first].name, content, params, time.monotonic() - begun)
 
     def _named(self, study: ListedStudy, images: Mapping[str, str], contrasts: ContrastSet) -> dict[str, str]:
         """A study of the images that a request names, all of one study."""
