@@ -166,6 +166,8 @@ class SynthesisService:
             written = make(files, out, targets)
             images = {contrast: self.studies.publish(study, path) for contrast, path in written.items()}
             first = next(iter(written))
+            for picture in written[first].parent.glob("*.png"):  # of a raw study, to check it by
+                self.studies.keep(study, picture)
             content = written[first].read_bytes()
         params = {
             "synthetic": True,
