@@ -205,6 +205,24 @@ def test_an_acquired_but_spoilt_contrast_is_synthesised_from_the_others(server: 
     assert server.infer("spoilt", target="t2").json()["sources"] == ["flair", "t1", "t1ce"]
 
 
+@pytest.mark.timeout(900)
+def test_a_raw_study_comes_back_on_a_scans_own_grid(server: Server) -> None:
+    (raw,) = write_phantom_dataset(server.folder / "adni-raw", "adni-raw", 1, 1, 6.0, progress=False)
+    study = server.folder / "studies" / "raw"
+    study.mkdir()
+    for name in ("t1", "t2"):
+        shutil.copyfile(next(raw.glob(f"*_{name}.nii.gz")), study / f"raw_{name}.nii.gz")
+    shutil.copyfile(raw.parent / ".truth" / raw.name / "brain_t1.nii.gz", study / "raw_mask.nii.gz")
+    assert server.infer("raw", "apt_adni").status_code == 422  # not on one grid
+    assert server.infer("raw", "apt_adni", raw="yes").status_code == 422
+    answer = server.infer("raw", "apt_adni", raw=True)
+    assert answer.json()["images"] == {"pd": "raw_pd_SYNTHETIC"}
+    made, t2 = nib.load(study / "raw_pd_SYNTHETIC.nii.gz"), nib.load(study / "raw_t2.nii.gz")
+    assert made.shape == t2.shape and np.allclose(made.affine, t2.affine)
+    assert len(list(study.glob("*.png"))) == 2
+    assert server.infer("raw", "apt_adni", raw=True).json()["sources"] == ["t1", "t2"]
+
+
 def test_the_next_sample_is_a_study_that_lacks_a_contrast(server: Server, tmp_path: Path) -> None:
     server.study("000-first", "adni", without=("pd",))
     client = MONAILabelClient(server.address, tmpdir=str(tmp_path))

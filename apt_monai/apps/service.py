@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from apt_monai.contrasts import CONTRAST_SETS, ContrastSet, get_contrast_set
 from apt_monai.io.sidecar import NOTICE
 from apt_monai.models import load_model_settings
 from apt_monai.places import find_model
+from apt_monai.raw import synthesize_raw
 from apt_monai.synthesis import Synthesizer, load
 
 _OF_CLIENTS = (
@@ -34,12 +36,14 @@ class Asked:
         image: the id of a study, or of an image of it.
         target: the contrast to synthesise; None: every one that the study lacks.
         contrasts: by contrast, the id of the acquired image; empty: as the readers say.
+        raw: whether the study is as the scanner gave it, with skull, each scan on a grid of its own.
     """
 
     model: str
     image: str
     target: str | None = None
     contrasts: Mapping[str, str] = field(default_factory=dict)
+    raw: bool = False
 
     @classmethod
     def parse(cls, model: str, image: str, params: str | None) -> Asked:
@@ -48,7 +52,7 @@ class Asked:
         Args:
             model: likewise.
             image: likewise.
-            params: a JSON object with ``"target"`` and ``"contrasts"``, or nothing.
+            params: a JSON object with ``"target"``, ``"contrasts"`` and ``"raw"``, or nothing.
 
         Raises:
             Refused: 422, a name is no plain name, or the parameters are not such an object.
@@ -66,18 +70,20 @@ class Asked:
             raise Refused(422, f"params is no JSON: {error}") from error
         if not isinstance(values, dict):
             raise Refused(422, f"params is a JSON {type(values).__name__}: an object is needed")
-        unknown = sorted(set(values) - {"target", "contrasts", *_OF_CLIENTS})
+        unknown = sorted(set(values) - {"target", "contrasts", "raw", *_OF_CLIENTS})
         if unknown:
-            raise Refused(422, f"params has {unknown[0][:60]!r}: valid are target and contrasts")
+            raise Refused(422, f"params has {unknown[0][:60]!r}: valid are target, contrasts and raw")
         target, contrasts = values.get("target"), values.get("contrasts") or {}
         if target is not None:
             checked_name("target", target)
+        if not isinstance(values.get("raw", False), bool):
+            raise Refused(422, f"raw is {str(values['raw'])[:60]!r}: valid are true and false")
         if not isinstance(contrasts, dict):
             raise Refused(422, "contrasts is no object: give the id of an image by contrast")
         for name, each in contrasts.items():
             checked_name("a contrast", name)
             checked_name(f"contrasts.{name}", each)
-        return cls(model, image, target, contrasts)
+        return cls(model, image, target, contrasts, values.get("raw", False))
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ class SynthesisService:
                 f"nothing to synthesise: study {study.name!r} has every contrast ({', '.join(contrasts.names)}); name "
                 "the one that is to be synthesised nevertheless as the target",
             )
-        check_study(files, (*sources, "mask", "seg"), self.studies.root, self.studies.max_voxels)
+        check_study(files, (*sources, "mask", "seg"), self.studies.root, self.studies.max_voxels, not asked.raw)
         return study, files
 
     def __call__(self, asked: Asked) -> Answer:
@@ -155,9 +161,13 @@ class SynthesisService:
         study, files = self.study_of(asked)
         targets = None if asked.target is None else [asked.target]
         with tempfile.TemporaryDirectory() as out:
-            written = self._model(asked.model).synthesize(files, out, targets)
+            model = self._model(asked.model)
+            make = partial(synthesize_raw, model) if asked.raw else model.synthesize
+            written = make(files, out, targets)
             images = {contrast: self.studies.publish(study, path) for contrast, path in written.items()}
             first = next(iter(written))
+            for picture in written[first].parent.glob("*.png"):  # of a raw study, to check it by
+                self.studies.keep(study, picture)
             content = written[first].read_bytes()
         params = {
             "synthetic": True,

@@ -184,9 +184,17 @@ class StudiesFolder:
         images = [path for path in (volume, uncertainty_path(volume)) if path.is_file()]
         sidecar_path(study.folder / volume.name).unlink(missing_ok=True)  # none describes another volume
         for path in (*images, sidecar_path(volume)):
-            with complete_file(study.folder / path.name) as partial:
-                shutil.copyfile(path, partial)
+            self.keep(study, path)
         return [image_id(path) for path in images]
+
+    def keep(self, study: ListedStudy, file: Path) -> None:
+        """Take a file into a study's folder.
+
+        Raises:
+            OSError: the folder cannot be written to.
+        """
+        with complete_file(study.folder / file.name) as partial:
+            shutil.copyfile(file, partial)
 
     def add(self, name: str, file: Path) -> str:
         """Take an uploaded volume as a contrast of a study, which is made where it is not there.

@@ -38,11 +38,13 @@ class AptSynthesisWidget(ScriptedLoadableModuleWidget):
         form = qt.QFormLayout(box)
         self.address = qt.QLineEdit("http://127.0.0.1:8000")
         self.study, self.model, self.target = qt.QComboBox(), qt.QComboBox(), qt.QComboBox()
+        self.raw = qt.QCheckBox()
         for label, widget in (
             ("Server", self.address),
             ("Study", self.study),
             ("Model", self.model),
             ("Contrast", self.target),
+            ("As scanned, with skull", self.raw),
         ):
             form.addRow(f"{label}:", widget)
         for text, action in (
@@ -80,7 +82,7 @@ class AptSynthesisWidget(ScriptedLoadableModuleWidget):
     def synthesize(self):
         with slicer.util.tryWithErrorDisplay("Nothing was synthesised.", waitCursor=True):
             target = None if self.target.currentText == ALL else self.target.currentText
-            self.load(self.client.synthesize(self.model.currentText, self.study.currentText, target))
+            self.load(self.client.synthesize(self.model.currentText, self.study.currentText, target, self.raw.checked))
 
     def load(self, images):
         """Each image as a volume of its name; the last is shown over the others."""

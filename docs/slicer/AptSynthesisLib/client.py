@@ -45,9 +45,9 @@ class SynthesisClient:
         """The ids of a study's acquired images, those of :meth:`studies`."""
         return [image for image in study["images"] if "SYNTHETIC" not in image]
 
-    def synthesize(self, model: str, study: str, target: str | None = None) -> list[str]:
+    def synthesize(self, model: str, study: str, target: str | None = None, raw: bool = False) -> list[str]:
         """Synthesise a contrast, or all that the study lacks; gives the ids of the images, to be downloaded."""
-        params = json.dumps({} if target is None else {"target": target})
+        params = json.dumps({"raw": raw} if target is None else {"target": target, "raw": raw})
         body = urllib.parse.urlencode({"params": params}).encode()
         place = f"/infer/{urllib.parse.quote(model)}?image={urllib.parse.quote(study)}&output=json"
         return list(self._json("POST", place, body)["images"].values())
