@@ -26,7 +26,9 @@ from apt_monai.quality.volumes import Volumes
 QUANTILES = (1, 5, 10, 25, 75, 90, 95, 99)
 DEPTHS = (4.0, 8.0, 14.0, 22.0, 32.0)  # mm below the brain's surface, where one shell ends
 BINS = 8  # of ranks
+DARK = 0.3  # the rank below which CSF is, where it is dark
 FEWEST = 500  # voxels, below which nothing is measured
+FEWEST_STUDIES = 8  # to learn from
 
 Features = dict[tuple[str, ...], np.ndarray]
 
@@ -46,7 +48,7 @@ def measure(volumes: Volumes) -> Features:
         >>> block = np.random.default_rng(0).uniform(100, 200, (20, 20, 20))
         >>> found = measure(Volumes({"t1": block, "t2": block**2}, block > 0, np.diag([4.0, 4.0, 4.0, 1.0])))
         >>> sorted(found), found["t1",].shape, found["t1", "t2"].shape
-        ([('t1',), ('t1', 't2'), ('t2',), ('t2', 't1')], (14,), (9,))
+        ([('t1',), ('t1', 't2'), ('t2',), ('t2', 't1')], (20,), (9,))
     """
     small = volumes.ras().coarse()
     brain = small.brain
@@ -61,7 +63,9 @@ def measure(volumes: Volumes) -> Features:
         median = np.median(each)
         spread = 1.4826 * np.median(np.abs(each - median)) or float(each.std())
         quantiles = np.arcsinh((np.percentile(each, QUANTILES) - median) / spread)
-        found[name,] = np.concatenate([quantiles, _means(ranks[name], shells, len(DEPTHS) + 1)])
+        bright = ranks[name] > DARK  # of a contrast in which CSF is dark, grey and white matter
+        profiles = [_means(ranks[name][part], shells[part], len(DEPTHS) + 1) for part in (ranks[name] > 0, bright)]
+        found[name,] = np.concatenate([quantiles, *profiles])
         for other in ranks:
             if other != name:
                 bins = np.minimum((ranks[name] * BINS).astype(int), BINS - 1)
@@ -83,15 +87,15 @@ class Reference:
     Args:
         means: by ``(contrast,)`` and ``(contrast, other)``, the mean of the numbers of :func:`measure`.
         precisions: by 1 and 2 (contrasts), the inverse of the covariance that all means of that kind share.
-        margin: how much less likely, in nats, the names must be than others for a finding.
-        unlike: the distance from which on a study is unlike the training set.
+        margin: for 1, 2, … C contrasts, how much farther than under other names they must be for a finding.
+        unlike: for 1, 2, … C contrasts, the distance from which on a study is unlike the training set.
         subjects: how many studies they were learned from.
     """
 
     means: Mapping[tuple[str, ...], np.ndarray]
     precisions: Mapping[int, np.ndarray]
-    margin: float
-    unlike: float
+    margin: tuple[float, ...]
+    unlike: tuple[float, ...]
     subjects: int
 
     def distance(self, names: tuple[str, ...], features: np.ndarray) -> float:
@@ -126,16 +130,17 @@ class Reference:
         names, better = self.suspect(features)
         wrong = {name: other for name, other in names.items() if name != other}
         found = []
-        if better > self.margin:
+        margin, unlike = self.margin[len(names) - 1], self.unlike[len(names) - 1]
+        if better > margin:
             for name, other in wrong.items():
-                text = f"it looks like {labels[other]} rather than {labels[name]} ({better:.1f}, from {self.margin:.1f} on)"
+                text = f"it looks like {labels[other]} rather than {labels[name]} (by {better:.2f}, from {margin:.2f} on)"
                 found.append(Finding("warning", "name", name, text, "see whether files were swapped or misnamed"))
         distance = self.unlikeness(features)
-        if distance > self.unlike and not found:
+        if distance > unlike and not found:
             text = f"it is unlike the {self.subjects} studies that were looked at in training: its distance is "
             advice = "look at the images, and trust the result less"
             found.append(
-                Finding("warning", "unlike training", "study", f"{text}{distance:.1f} (up to {self.unlike:.1f})", advice)
+                Finding("warning", "unlike training", "study", f"{text}{distance:.1f} (up to {unlike:.1f})", advice)
             )
         return found
 
@@ -143,8 +148,8 @@ class Reference:
         """Write it as JSON, complete or not at all."""
         content = {
             "subjects": self.subjects,
-            "margin": self.margin,
-            "unlike": self.unlike,
+            "margin": list(self.margin),
+            "unlike": list(self.unlike),
             "means": {"/".join(key): _rounded(each) for key, each in self.means.items()},
             "precisions": {str(kind): _rounded(each) for kind, each in self.precisions.items()},
         }
@@ -161,12 +166,13 @@ class Reference:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             means = {tuple(key.split("/")): np.array(each, float) for key, each in content["means"].items()}
             precisions = {int(kind): np.array(each, float) for kind, each in content["precisions"].items()}
-            found = cls(
-                means, precisions, float(content["margin"]), float(content["unlike"]), int(content["subjects"])
-            )
+            margin, unlike = (tuple(float(each) for each in content[key]) for key in ("margin", "unlike"))
+            found = cls(means, precisions, margin, unlike, int(content["subjects"]))
             wanted = {(name,) for name in contrasts.names} | set(permutations(contrasts.names, 2))
             if set(means) != wanted or any(each.shape != (len(precisions[len(key)]),) for key, each in means.items()):
                 raise ValueError("of other contrasts")
+            if not len(margin) == len(unlike) == len(contrasts):
+                raise ValueError("margin and unlike need a number for each number of contrasts")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{path}: no statistics of {', '.join(contrasts.names)} ({error!r}); delete it and run the training's "
@@ -179,40 +185,41 @@ def _rounded(values: np.ndarray) -> Any:
     return np.vectorize(lambda value: float(f"{value:.5g}"))(values).tolist()
 
 
-def learn(studies: Iterable[Features], contrasts: ContrastSet, margin: float = 1.0, slack: float = 2.0) -> Reference:
+def learn(studies: Iterable[Features], contrasts: ContrastSet, margin: float = 0.15, slack: float = 1.5) -> Reference:
     """The reference of a training set.
+
+    Its limits are what the studies of one half need, whatever contrasts they have, when the other half is known.
 
     Args:
         studies: what :func:`measure` gave of each; those with every contrast count.
         contrasts: the contrast set.
-        margin: the least margin; larger where a study of the training set, held out, would need more.
-        slack: how many times as far as the farthest held-out training study a study may be.
+        margin: the least margin.
+        slack: how many times the largest of a held-out study each limit is.
 
     Raises:
         ValueError: there are too few studies.
     """
     keys = [(name,) for name in contrasts.names] + list(permutations(contrasts.names, 2))
     whole = [features for features in studies if set(keys) <= set(features)]
-    if len(whole) < 4:
-        raise ValueError(f"{len(whole)} studies with every contrast and a whole brain: at least 4 are needed")
-    margins, distances = [0.0], []
+    if len(whole) < FEWEST_STUDIES:
+        raise ValueError(
+            f"{len(whole)} studies with every contrast and a whole brain: at least {FEWEST_STUDIES} are needed"
+        )
+    margins, distances = [0.0] * len(contrasts), [0.0] * len(contrasts)
     for half in (0, 1):
         fitted = _fit(whole[half::2], keys)
         for features in whole[1 - half :: 2]:
-            names, better = fitted.suspect(features)
-            margins.append(better)
-            distances.append(fitted.unlikeness(features))
+            for chosen in [contrasts.names, *contrasts.subsets()]:
+                part = {key: each for key, each in features.items() if set(key) <= set(chosen)}
+                n = len(chosen) - 1
+                margins[n] = max(margins[n], fitted.suspect(part)[1])
+                distances[n] = max(distances[n], fitted.unlikeness(part))
     final = _fit(whole, keys)
-    return Reference(
-        final.means,
-        final.precisions,
-        round(max(margin, slack * max(margins)), 3),
-        round(slack * max(distances), 3),
-        len(whole),
-    )
+    limits = [tuple(round(max(least, slack * each), 3) for each in values) for values, least in ((margins, margin), (distances, 0))]
+    return Reference(final.means, final.precisions, limits[0], limits[1], len(whole))
 
 
-def _fit(studies: Sequence[Features], keys: Sequence[tuple[str, ...]], shrinkage: float = 0.05) -> Reference:
+def _fit(studies: Sequence[Features], keys: Sequence[tuple[str, ...]], shrinkage: float = 0.2) -> Reference:
     means = {key: np.mean([features[key] for features in studies], axis=0) for key in keys}
     precisions = {}
     for kind in (1, 2):
@@ -221,4 +228,4 @@ def _fit(studies: Sequence[Features], keys: Sequence[tuple[str, ...]], shrinkage
         covariance = away.T @ away / len(away)
         scale = np.diag(np.maximum(np.diag(covariance), 1e-6))  # numbers of one unit: shrunk towards their variances
         precisions[kind] = np.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale)
-    return Reference(means, precisions, 0.0, np.inf, len(studies))
+    return Reference(means, precisions, (), (), len(studies))
