@@ -22,7 +22,7 @@ from tqdm import tqdm
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data.readers import read_studies
 from apt_monai.errors import StudyError
-from apt_monai.quality import Finding, Reference, Volumes, check_study
+from apt_monai.quality import Finding, Reference, Volumes, check_alignment, check_study, check_volumes
 from apt_monai.transforms.study import LoadStudyd
 
 Images = dict[str, np.ndarray]
@@ -198,7 +198,7 @@ def faults(names: tuple[str, ...]) -> dict[str, tuple[Fault, set[str]]]:
         "turned 8 to 15°": (_one(turn), {"alignment"}),
         "one file twice": (copied(False), {"one file twice"}),
         "one file twice, scaled": (copied(True), {"one file twice"}),
-        "no anatomy": (_one(no_anatomy), {"unlike training", "name"}),
+        "no anatomy": (_one(no_anatomy), {"unlike training", "name", "no common anatomy"}),
         "negative": (_one(negative), {"unlike training", "name"}),
         "constant": (_one(constant), {"constant"}),
         "NaN": (_one(nan), set()),
@@ -211,8 +211,10 @@ def faults(names: tuple[str, ...]) -> dict[str, tuple[Fault, set[str]]]:
     return found
 
 
-def findings(paths: dict[str, str], contrasts: ContrastSet, reference: Reference) -> list[Finding]:
-    """As synthesis finds them; a refusal is one, too."""
+def findings(
+    paths: dict[str, str], contrasts: ContrastSet, reference: Reference, of: set[str] | None = None
+) -> list[Finding]:
+    """As synthesis finds them; a refusal is one, too. With ``of``, only the checks that can find one of those."""
     try:
         loaded = LoadStudyd(contrasts)(paths)
     except StudyError as error:
@@ -222,7 +224,15 @@ def findings(paths: dict[str, str], contrasts: ContrastSet, reference: Reference
     values = {name: image[contrasts.index(name)] for name in loaded["paths"]}
     if any(np.ptp(volume[brain & (volume != 0)]) == 0 for volume in values.values()):
         return [Finding("error", "constant", "study", "refused by the scaling of intensities", "")]
-    return check_study(Volumes(values, brain, loaded["image"].affine.numpy()), contrasts, reference)
+    volumes = Volumes(values, brain, loaded["image"].affine.numpy())
+    if of is None:
+        return check_study(volumes, contrasts, reference)
+    found = check_volumes(volumes)
+    if of & {"name", "unlike training"}:
+        found += reference.check(volumes, contrasts)
+    if of & {"alignment", "no common anatomy"}:
+        found += check_alignment(volumes)
+    return found
 
 
 def main() -> None:
@@ -259,7 +269,7 @@ def main() -> None:
                     image = nib.Nifti1Image(volume.astype(np.float32), None if np.isnan(place).any() else place)
                     paths[name] = str(Path(folder) / f"{name}.nii")
                     nib.save(image, paths[name])
-                found = findings(paths, contrasts, reference)
+                found = findings(paths, contrasts, reference, checks)
                 if {finding.check for finding in found} & (checks | {"loader"}):
                     hits += 1
                 else:

@@ -21,6 +21,7 @@ def check_alignment(
     shifts: tuple[float, ...] = (5.0, 10.0),
     angles: tuple[float, ...] = (5.0, 10.0),
     bins: int = 16,
+    least: float = 0.1,
 ) -> list[Finding]:
     """The contrasts of a prepared study that are not registered to the others.
 
@@ -33,23 +34,31 @@ def check_alignment(
         shifts: in mm, along each axis and back.
         angles: in degrees, about each axis and back.
         bins: of each contrast's ranks.
+        least: what some other contrast should tell of each, in nats.
     """
     small = volumes.ras().coarse(4.0)
     inner = ndimage.distance_transform_edt(np.pad(small.brain, 1), sampling=small.edges)[1:-1, 1:-1, 1:-1] > max(shifts)
     if np.count_nonzero(inner) < FEWEST or len(small.contrasts) < 2:
         return []
     ranks = {name: _ranks(volume, small.brain, bins) for name, volume in small.contrasts.items()}
+    told = dict.fromkeys(ranks, 0.0)  # the most that another contrast tells of it
     better: dict[str, list[tuple[float, str]]] = {name: [] for name in ranks}
     for one, other in combinations(ranks, 2):
         fixed = ranks[one][inner]
         start = _information(fixed, ndimage.gaussian_filter(ranks[other], 0.5)[inner], bins)
+        told = {name: max(most, start) if name in (one, other) else most for name, most in told.items()}
         best = (0.0, "")
         for matrix, offset, what in _moves(small, shifts, angles):
             moved = ndimage.affine_transform(ranks[other], matrix, offset, order=1, mode="nearest")
             best = max(best, (_information(fixed, moved[inner], bins) / max(start, 1e-9), what))
         for name in (one, other):
             better[name].append(best)
-    found = []
+    alone = [name for name, most in told.items() if most < least]
+    found = [
+        Finding("warning", "no common anatomy", name, f"it tells nearly nothing of any other contrast ({told[name]:.2f} "
+                f"nats, at least {least:g} usually)", "see whether it is of the same patient and registered")
+        for name in (alone if len(ranks) > 2 else alone[:1])
+    ]  # fmt: skip
     counts = {name: sum(ratio > gain for ratio, _ in each) for name, each in better.items()}
     worst = max(counts.values())
     for name, each in better.items():
