@@ -17,9 +17,9 @@ from apt_monai.data.writers import SaveSyntheticStudyd, pending_studies, without
 from apt_monai.distributed import is_lead
 from apt_monai.errors import StudyError
 from apt_monai.hardware import describe
+from apt_monai.io.source import read_volume
 from apt_monai.methods import Method
 from apt_monai.models import load as load_method
-from apt_monai.io.source import read_volume
 from apt_monai.places import find_model
 from apt_monai.quality import REFERENCE, Reference, Volumes, check_study
 

@@ -8,4 +8,18 @@ from apt_monai.quality.learning import REFERENCE, learn_reference, write_referen
 from apt_monai.quality.study import check_study
 from apt_monai.quality.volumes import Volumes
 
-__all__ = ["REFERENCE", "learn_reference", "write_reference", "Finding", "Limits", "Reference", "Volumes", "check_alignment", "check_raw", "check_study", "check_volumes", "learn", "measure"]
+__all__ = [
+    "REFERENCE",
+    "learn_reference",
+    "write_reference",
+    "Finding",
+    "Limits",
+    "Reference",
+    "Volumes",
+    "check_alignment",
+    "check_raw",
+    "check_study",
+    "check_volumes",
+    "learn",
+    "measure",
+]

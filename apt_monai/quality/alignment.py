@@ -55,7 +55,7 @@ def check_alignment(
             better[name].append(best)
     alone = [name for name, most in told.items() if most < least]
     found = [
-        Finding("warning", "no common anatomy", name, f"it tells nearly nothing of any other contrast ({told[name]:.2f} "
+        Finding("warning", "no common anatomy", name, f"it tells nearly nothing of the others ({told[name]:.2f} "
                 f"nats, at least {least:g} usually)", "see whether it is of the same patient and registered")
         for name in (alone if len(ranks) > 2 else alone[:1])
     ]  # fmt: skip

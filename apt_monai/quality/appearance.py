@@ -133,7 +133,9 @@ class Reference:
         margin, unlike = self.margin[len(names) - 1], self.unlike[len(names) - 1]
         if better > margin:
             for name, other in wrong.items():
-                text = f"it looks like {labels[other]} rather than {labels[name]} (by {better:.2f}, from {margin:.2f} on)"
+                text = (
+                    f"it looks like {labels[other]} rather than {labels[name]} (by {better:.2f}, from {margin:.2f} on)"
+                )
                 found.append(Finding("warning", "name", name, text, "see whether files were swapped or misnamed"))
         distance = self.unlikeness(features)
         if distance > unlike and not found:
@@ -215,7 +217,10 @@ def learn(studies: Iterable[Features], contrasts: ContrastSet, margin: float = 0
                 margins[n] = max(margins[n], fitted.suspect(part)[1])
                 distances[n] = max(distances[n], fitted.unlikeness(part))
     final = _fit(whole, keys)
-    limits = [tuple(round(max(least, slack * each), 3) for each in values) for values, least in ((margins, margin), (distances, 0))]
+    limits = [
+        tuple(round(max(least, slack * each), 3) for each in values)
+        for values, least in ((margins, margin), (distances, 0))
+    ]
     return Reference(final.means, final.precisions, limits[0], limits[1], len(whole))
 
 

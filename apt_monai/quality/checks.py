@@ -172,15 +172,19 @@ def check_raw(contrast: str, volume: np.ndarray, affine: np.ndarray, limits: Lim
     if edges.max() > limits.edge:
         found.append(
             _warning(
-                "spacing", contrast, f"voxels are {edges.max():.3g} mm long (at most {limits.edge:g})",
-                "what is thinner cannot be seen; use a finer scan"
+                "spacing",
+                contrast,
+                f"voxels are {edges.max():.3g} mm long (at most {limits.edge:g})",
+                "what is thinner cannot be seen; use a finer scan",
             )  # fmt: skip
         )
     if ml < limits.brain_ml[1] and np.count_nonzero(there) < 0.6 * there.size:
         found.append(
             _warning(
-                "skull", contrast, f"it seems to have none: {np.mean(~there):.0%} of its voxels are 0",
-                "a prepared study needs no preprocessing; give the raw scan, or synthesise at once"
+                "skull",
+                contrast,
+                f"it seems to have none: {np.mean(~there):.0%} of its voxels are 0",
+                "a prepared study needs no preprocessing; give the raw scan, or synthesise at once",
             )  # fmt: skip
         )
     return found

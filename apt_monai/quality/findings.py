@@ -23,9 +23,9 @@ class Finding:
 
     Example::
 
-        >>> finding = Finding("warning", "spikes", "t1", "3 voxels are above 4 times the brightest tissue", "look at it")
+        >>> finding = Finding("warning", "spikes", "t1", "3 voxels are too bright", "look at it")
         >>> str(finding)
-        't1: 3 voxels are above 4 times the brightest tissue; look at it (spikes)'
+        't1: 3 voxels are too bright; look at it (spikes)'
         >>> sorted(finding.to_dict())
         ['advice', 'check', 'file', 'found', 'severity']
     """
