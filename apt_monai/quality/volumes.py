@@ -23,7 +23,7 @@ class Volumes:
         >>> brain = np.ones((4, 5, 6), bool)
         >>> volumes = Volumes({"t1": np.ones((4, 5, 6), np.float32)}, brain, np.diag([-1.0, -1.0, 2.0, 1.0]))
         >>> volumes.edges.tolist(), volumes.ras().coarse(4.0).brain.shape
-        ([1.0, 1.0, 2.0], (1, 1, 3))
+        ([1.0, 1.0, 2.0], (1, 2, 3))
     """
 
     contrasts: Mapping[str, np.ndarray]
