@@ -325,7 +325,8 @@ class StudyEvaluator(Evaluator):
         self.study_postprocessing = postprocessing
 
     def _iteration(self, engine: Any, batchdata: Mapping[str, Any]) -> dict[str, Any]:
-        output = {**batchdata, **self.synthesizer.volumes(batchdata)}
+        checked = {**batchdata, "findings": self.synthesizer.findings(batchdata)}
+        output = {**checked, **self.synthesizer.volumes(batchdata)}
         return self.study_postprocessing(output) if self.study_postprocessing else output
 
 

@@ -17,9 +17,11 @@ from apt_monai.data.writers import SaveSyntheticStudyd, pending_studies, without
 from apt_monai.distributed import is_lead
 from apt_monai.errors import StudyError
 from apt_monai.hardware import describe
+from apt_monai.io.source import read_volume
 from apt_monai.methods import Method
 from apt_monai.models import load as load_method
 from apt_monai.places import find_model
+from apt_monai.quality import REFERENCE, Reference, Volumes, check_study
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,10 @@ def load(
         ValueError: a setting outside its range; the message names it.
     """
     folder = find_model(None, f"apt_{model}", method=method) if str(model) in CONTRAST_SETS else Path(model)
-    return Synthesizer(load_method(folder, device, precision, seed, sampling), slice_batch_size, dtype)
+    synthesizer = Synthesizer(load_method(folder, device, precision, seed, sampling), slice_batch_size, dtype)
+    if (folder / REFERENCE).is_file():
+        synthesizer.reference = Reference.load(folder / REFERENCE, synthesizer.contrasts)
+    return synthesizer
 
 
 class Synthesizer:
@@ -63,6 +68,9 @@ class Synthesizer:
         method: what synthesises.
         slice_batch_size: how many slices go through the network together.
         dtype: how voxels are stored, ``"float32"`` or ``"int16"``.
+
+    Attributes:
+        reference: what the contrasts looked like in training, for quality control; None: how they look is not judged.
 
     Raises:
         ValueError: ``slice_batch_size`` is below 1, or an unknown dtype.
@@ -76,6 +84,7 @@ class Synthesizer:
         self.preprocessing = method.preprocessing
         self.slice_batch_size = slice_batch_size
         self.dtype = dtype
+        self.reference: Reference | None = None
         self.writer(".")  # refuses what is wrong now, not after the first study
 
     def synthesize(
@@ -107,7 +116,8 @@ class Synthesizer:
                 "are to be synthesised nevertheless as targets"
             )
         loaded = self.preprocessing(prepared)
-        written = self.writer(out, targets)({**loaded, **self.volumes(loaded)})["written"]
+        found = self.findings(loaded)
+        written = self.writer(out, targets)({**loaded, "findings": found, **self.volumes(loaded)})["written"]
         return {contrast: Path(path) for contrast, path in written.items()}
 
     def pending(
@@ -127,6 +137,26 @@ class Synthesizer:
     def provenance(self) -> dict[str, Any]:
         """All that a volume depends on beside its sources, as its sidecar holds it."""
         return {"apt_monai_version": __version__, **self.method.provenance}
+
+    def findings(self, study: Mapping[str, Any]) -> list[dict[str, str]]:
+        """What quality control finds in a study that has been loaded; each finding goes into the log, too.
+
+        Args:
+            study: as :class:`apt_monai.transforms.StudyPreprocessing` returns it; its files are read again, as raw
+                intensities tell what scaled ones don't.
+
+        Returns:
+            The findings as a sidecar holds them (:class:`apt_monai.quality.Finding`).
+        """
+        read = {name: read_volume(path) for name, path in study["paths"].items()}
+        brain = torch.where(_plain(study["region"]) > 0, 1.0, -1.0)
+        inside = self.preprocessing.restore(brain, study).as_tensor()[0].numpy() > 0
+        affine = next(affine for _, affine in read.values())
+        volumes = Volumes({name: volume for name, (volume, _) in read.items()}, inside, affine)
+        found = check_study(volumes, self.contrasts, self.reference)
+        for finding in found:
+            logger.warning("%s: %s", study["subject"], finding)
+        return [finding.to_dict() for finding in found]
 
     def volumes(self, study: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Synthesise every slice of a study that has been loaded.

@@ -30,7 +30,7 @@ DTYPES = ("float32", "int16")
 # The sidecar's own fields; every other one is provenance.
 _SIDECAR_FIELDS = (
     "synthetic", "notice", "subject", "contrast", "label", "sources", "intensity_scale", "uncertainty", "dtype",
-    "computed_on",
+    "computed_on", "findings",
 )  # fmt: skip
 # What places a voxel in space, in NIfTI-1 and NIfTI-2 alike.
 _GEOMETRY_FIELDS = (
@@ -74,6 +74,7 @@ class SaveSyntheticStudyd(Transform):
     Takes a loaded study (as :class:`StudyPreprocessing` returns it) with ``"synthesised"``: ``(C, H, W, Z)`` in
     [-1, 1] on the slices' grid; only the absent contrasts are used. With ``"uncertainty"``, of the same shape, the half
     width of the 90 % interval in the same units, it becomes a volume beside each: ``…_SYNTHETIC_uncertainty.nii.gz``.
+    With ``"findings"``, the dictionaries of quality control, the sidecars hold them.
 
     For each absent contrast, writes ``<output_dir>/<subject>/<subject>_<contrast>_SYNTHETIC.nii.gz``: the shape,
     affine, sform, qform and units of the file whose intensity scale it takes (of a DICOM series the affine, in mm and
@@ -209,6 +210,7 @@ class SaveSyntheticStudyd(Transform):
             "uncertainty": uncertainty if uncertain else None,
             "dtype": self.dtype,
             "computed_on": self.computed_on,
+            **({"findings": data["findings"]} if "findings" in data else {}),
             **self.provenance,
         }
 
