@@ -145,6 +145,11 @@ def prepare(
     return prepared, failed
 
 
+def prepared_study(subject: str, out: str | Path, contrasts: ContrastSet, grid: str) -> dict[str, str]:
+    """A raw study's scans as :func:`prepare` put them onto one grid."""
+    return next(s for s in read_studies(_prepared(out, grid), contrasts) if s["subject"] == subject)
+
+
 def _prepared(out: str | Path, grid: str) -> Path:
     return Path(out) / STEPS / f"prepared_on_{grid}"
 

@@ -99,15 +99,15 @@ def _write_reports(
     missing = [study for study in studies if arguments.target or not set(contrasts.names) <= set(study)]
     if not arguments.raw:
         return [str(write_report(study, arguments.out, contrasts)) for study in missing]
-    from apt_monai.raw import STEPS
+    from apt_monai.raw import STEPS, grid_of, prepared_study
 
-    steps = arguments.out / STEPS
-    prepared = {study["subject"]: study for study in read_studies(steps / "prepared", contrasts)}
     written = []
-    for subject in (study["subject"] for study in missing):
+    for study in missing:
+        subject, grid = study["subject"], grid_of(study, contrasts, arguments.target, arguments.grid)
+        prepared = prepared_study(subject, arguments.out, contrasts, grid)
         path = report_path(arguments.out, subject)
         pictures = {"How the scans were registered": path.with_name(f"{subject}_registration.png")}
-        written.append(str(write_report(prepared[subject], steps / "synthesised", contrasts, path, pictures)))
+        written.append(str(write_report(prepared, arguments.out / STEPS / "synthesised", contrasts, path, pictures)))
     return written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,15 @@ def inputs_of(study: Mapping[str, str], settings: PreprocessingSettings) -> dict
     if own := settings.own_mask(study):
         files["mask"] = own
     return {key: source_stat(path) for key, path in files.items()}
+
+
+def registration_findings(scan: str | Path) -> list[dict[str, str]]:
+    """What preprocessing found about the registration of a study, by one of the volumes that it wrote; else nothing.
+
+    Example::
+
+        >>> registration_findings("elsewhere/case_t1.nii.gz")
+        []
+    """
+    record = Path(scan).parent / DETAILS_FOLDER / TRANSFORMS_NAME
+    return list(json.loads(record.read_text(encoding="utf-8")).get("findings", [])) if record.is_file() else []
