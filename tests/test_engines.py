@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -213,9 +213,16 @@ def make_study(missing: list[str], depth: int = 7) -> dict[str, Any]:
     }
 
 
+class Unchecked(Synthesizer):
+    """These studies have no files that quality control could look at."""
+
+    def findings(self, study: Mapping[str, Any]) -> list[dict[str, str]]:
+        return []
+
+
 def synthesise(study: dict[str, Any], slice_batch_size: int = 8, **kwargs: Any) -> dict[str, Any]:
     loader = DataLoader([study], batch_size=None)  # type: ignore[arg-type]
-    evaluator = StudyEvaluator("cpu", loader, Synthesizer(make_method(), slice_batch_size), **kwargs)
+    evaluator = StudyEvaluator("cpu", loader, Unchecked(make_method(), slice_batch_size), **kwargs)
     evaluator.run()
     return evaluator.state.output
 
@@ -257,7 +264,7 @@ def test_postprocessing_gets_the_study_and_the_loaded_one_is_not_changed() -> No
     study = make_study(["t1"])
     before = study["image"].clone()
     output = synthesise(study, postprocessing=lambda s: {"keys": sorted(s)})
-    assert output == {"keys": sorted([*study, "synthesised"])}
+    assert output == {"keys": sorted([*study, "findings", "synthesised"])}
     assert torch.equal(study["image"], before)
 
 

@@ -17,7 +17,7 @@ STUDY = "study"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a prepared study is held against; the defaults were set on varied phantoms (``benchmarks/quality.py``).
+    """What a prepared study is held against; the defaults are estimates, measured by ``benchmarks/quality.py``.
 
     Args:
         brain_ml: the least and the largest volume of a brain; above, there is a skull.
