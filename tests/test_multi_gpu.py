@@ -18,6 +18,7 @@ import tiny_bundle
 import torch
 from monai.networks.schedulers import DDPMScheduler
 from tiny_bundle import ROOT, command, environment, finish
+from tiny_heads import write_raw
 
 from apt_monai import distributed
 from apt_monai.engines import ContextPrepareBatch, FusionPrepareBatch
@@ -253,3 +254,18 @@ def test_what_several_processes_cannot_share_is_the_last_word(data: Path, tmp_pa
     summary = done.stdout[done.stdout.index("Root Cause") :]  # torchrun has the last word
     assert "give a mif_batch_size that is a multiple of 2" in summary, done.stdout
     assert not (tmp_path / "model" / "fusion.pt").exists()
+
+
+@pytest.mark.slow
+def test_ranks_share_the_preprocessing_of_a_cohort(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_raw(tmp_path / "raw" / name, ("t1",))
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = ["apt_monai", "preprocess", "raw", "out", "--mask", "itk"]
+    found = subprocess.run(
+        [sys.executable, "-m", *torchrun, "-m", *words], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert "2 preprocessed" in found.stdout and "1 preprocessed" in found.stdout
+    made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("*/*.nii.gz"))
+    assert made == [f"{name}/{name}_{what}.nii.gz" for name in ("a", "b", "c") for what in ("mask", "t1")]
