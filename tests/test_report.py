@@ -19,10 +19,10 @@ from tiny_studies import LPS, write_nifti, write_study
 
 from apt_monai.__main__ import main
 from apt_monai.contrasts import ADNI, BRATS
-from apt_monai.data.writers import synthetic_path, uncertainty_path
+from apt_monai.data.writers import synthetic_path
 from apt_monai.errors import StudyError
 from apt_monai.evaluation import EvaluationSlices, evaluate_methods
-from apt_monai.io.sidecar import is_synthetic_name
+from apt_monai.io.sidecar import is_synthetic_name, uncertainty_path
 from apt_monai.methods import Copy
 from apt_monai.report import report_path, write_cohort_report, write_report
 from apt_monai.report.scrub import scrubbed

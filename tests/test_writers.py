@@ -23,10 +23,10 @@ from apt_monai.data.writers import (
     check_writable,
     pending_studies,
     synthetic_path,
-    uncertainty_path,
 )
 from apt_monai.errors import StudyError
 from apt_monai.files import file_sha256
+from apt_monai.io.sidecar import uncertainty_path
 from apt_monai.transforms import StudyPreprocessing
 
 PROVENANCE = {"version": __version__, "seed": 7, "settings": {"start_step": 400, "weights": [0.5, 1.0]}}

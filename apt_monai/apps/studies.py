@@ -18,12 +18,12 @@ from apt_monai.data.readers.bids import anatomies
 from apt_monai.data.readers.listing import Study, acquired_files, visible
 from apt_monai.data.readers.mapping import Mapping
 from apt_monai.data.readers.series import read_series
-from apt_monai.data.writers import synthetic_path, uncertainty_path
+from apt_monai.data.writers import synthetic_path
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file
 from apt_monai.io.dicom import dicom_files
 from apt_monai.io.nifti import nifti_stem
-from apt_monai.io.sidecar import is_synthetic, sidecar_path
+from apt_monai.io.sidecar import is_synthetic, sidecar_path, uncertainty_path
 
 MAX_VOXELS = 512**3
 """So many voxels a volume are accepted by default."""

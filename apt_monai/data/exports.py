@@ -11,18 +11,17 @@ from typing import Any
 
 from apt_monai import __version__
 from apt_monai.contrasts import ContrastSet
-from apt_monai.data.writers import synthetic_path, uncertainty_path
+from apt_monai.data.writers import synthetic_path
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, write_text
 from apt_monai.io.dicom_writer import (
     Reference,
     is_written,
     read_reference,
-    require_highdicom,
     write_dicom_series,
     write_parametric_map,
 )
-from apt_monai.io.sidecar import NOTICE, sidecar_path
+from apt_monai.io.sidecar import NOTICE, sidecar_path, uncertainty_path
 from apt_monai.io.source import is_series
 
 DICOM_FOLDER = "dicom"  # in a study's output folder
@@ -79,7 +78,9 @@ def export_dicom(
         grid = sidecar.get("resampled_to", {}).get("scan")  # a raw study's volumes lie on that scan's grid
         beside = [name for name in references if name != sidecar["contrast"]] or list(references)  # not a spoilt one
         name = grid if grid in references else next(iter(beside))
-        reference = read.setdefault(references[name], read_reference(references[name]))
+        if references[name] not in read:
+            read[references[name]] = read_reference(references[name])
+        reference = read[references[name]]
         label, method = sidecar["label"], sidecar.get("method", "apt_monai")
         folder = volume.parent / DICOM_FOLDER / volume.name.removesuffix(".nii.gz")
         if not is_written(folder, volume, reference):
@@ -89,7 +90,6 @@ def export_dicom(
         uncertainty, file = uncertainty_path(volume), folder.with_name(f"{folder.name}_uncertainty.dcm")
         if uncertainty.is_file():
             if not is_written(file, uncertainty, reference):
-                require_highdicom()
                 write_parametric_map(uncertainty, reference, file, label, method)
             written.append(file)
     return written

@@ -17,7 +17,7 @@ from apt_monai.contrasts import ContrastSet
 from apt_monai.errors import StudyError
 from apt_monai.files import check_writable, complete_file, write_text
 from apt_monai.geometry import set_space
-from apt_monai.io.sidecar import NOTICE, SYNTHETIC, mark_synthetic, sidecar_path
+from apt_monai.io.sidecar import NOTICE, SYNTHETIC, mark_synthetic, sidecar_path, uncertainty_path
 from apt_monai.io.source import source_sha256
 from apt_monai.transforms import ScaleIntensityInBrain, StudyPreprocessing
 
@@ -54,18 +54,6 @@ def synthetic_path(output_dir: str | Path, subject: str, contrast: str) -> Path:
     if subject in ("", ".", "..") or Path(subject).name != subject:
         raise StudyError(f"subject {subject!r}: names a folder of the output, so it must be a plain name without '/'")
     return Path(output_dir) / subject / f"{subject}_{contrast}_{SYNTHETIC}.nii.gz"
-
-
-def uncertainty_path(volume: str | Path) -> Path:
-    """Where the uncertainty of a synthetic volume is written.
-
-    Example::
-
-        >>> uncertainty_path("out/case/case_t1ce_SYNTHETIC.nii.gz").as_posix()
-        'out/case/case_t1ce_SYNTHETIC_uncertainty.nii.gz'
-    """
-    path = Path(volume)
-    return path.with_name(f"{path.name.removesuffix('.nii.gz')}_uncertainty.nii.gz")
 
 
 class SaveSyntheticStudyd(Transform):

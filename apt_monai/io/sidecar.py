@@ -75,3 +75,15 @@ def sidecar_path(volume: str | Path) -> Path:
     """
     path = Path(volume)
     return path.with_name(f"{nifti_stem(path.name) or path.name}.json")
+
+
+def uncertainty_path(volume: str | Path) -> Path:
+    """Where the uncertainty of a synthetic volume is written.
+
+    Example::
+
+        >>> uncertainty_path("out/case/case_t1ce_SYNTHETIC.nii.gz").as_posix()
+        'out/case/case_t1ce_SYNTHETIC_uncertainty.nii.gz'
+    """
+    path = Path(volume)
+    return path.with_name(f"{path.name.removesuffix('.nii.gz')}_uncertainty.nii.gz")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, write_text
 from apt_monai.io import read_volume
-from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, sidecar_path
+from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, sidecar_path, uncertainty_path
 from apt_monai.preprocessing.output import DETAILS_FOLDER, TRANSFORMS_NAME, save_nifti
 from apt_monai.preprocessing.resampling import resample, resample_labels
 from apt_monai.preprocessing.scan import Scan
@@ -114,7 +114,7 @@ def restore_study(synthetic: str | Path, prepared: str | Path, out: str | Path, 
         scan = grid or sidecar["intensity_scale"]["contrast"]
         if not _is_restored(sidecar, target, scan):
             sidecar_path(target).unlink(missing_ok=True)
-            uncertainty = volume.with_name(f"{path.stem}_uncertainty.nii.gz")
+            uncertainty = uncertainty_path(volume)
             if uncertainty.is_file():
                 to_scanner_space(uncertainty, transforms, scan, target.with_name(uncertainty.name))
             to_scanner_space(volume, transforms, scan, target)  # its sidecar comes last: then all is there

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-SEVERITIES = ("error", "warning")
+SEVERITIES = ("error", "warning")  # the worst first
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.data.writers import synthetic_path, uncertainty_path
+from apt_monai.data.writers import synthetic_path
 from apt_monai.errors import StudyError
 from apt_monai.files import write_text
-from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, sidecar_path
+from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, sidecar_path, uncertainty_path
+from apt_monai.quality.findings import SEVERITIES
 from apt_monai.report.page import WARNING, json_block, page, picture, table, template
 from apt_monai.report.scrub import scrubbed
 from apt_monai.report.volumes import Grid, encode_uncertainty, encode_volume, on_grid, read_ras
@@ -21,8 +22,6 @@ from apt_monai.report.volumes import Grid, encode_uncertainty, encode_volume, on
 CAUTION = "They show what a model expects, not what a scanner saw: they can miss a lesion or invent one."
 PHANTOM = "phantom"
 """What the model's description of its training data says where those were no patients."""
-SEVERITIES = ("error", "warning")
-"""Severities of a finding that are drawn in a colour, the worst first; others follow."""
 
 
 @dataclass(frozen=True)
