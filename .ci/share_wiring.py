@@ -22,7 +22,7 @@ SHARED_FROM_MARKER = (
     "configs/inference.yaml",
     "configs/evaluate.yaml",
 )
-SHARED_WHOLE = ("LICENSE", "configs/*.*", "docs/monai_commands.md", "models/vision_encoder/*.*")
+SHARED_WHOLE = ("LICENSE", "configs/*.*", "configs/methods/*.*", "docs/monai_commands.md", "models/vision_encoder/*.*")
 OWN = ("configs/metadata.json", "configs/demo.yaml", "configs/demo_published.yaml", "configs/infer.json")
 HOW = f"make the change in {SOURCE}, then `make bundles`"
 

@@ -66,7 +66,23 @@ def shared(network: nn.Module) -> nn.Module:
         >>> shared(network) is network
         True
     """
-    return network if idist.get_world_size() == 1 else DistributedDataParallel(network, gradient_as_bucket_view=True)
+    if idist.get_world_size() == 1:
+        return network
+    partly = getattr(network, "partly_trained", False)  # some parameters get no gradient at times
+    return DistributedDataParallel(network, gradient_as_bucket_view=True, find_unused_parameters=partly)
+
+
+def average_gradients(module: nn.Module) -> None:
+    """The gradients become the means over all ranks, where no :func:`shared` network does so.
+
+    Example::
+
+        >>> average_gradients(nn.Linear(1, 1))
+    """
+    for parameter in module.parameters() if idist.get_world_size() > 1 else ():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= idist.get_world_size()
 
 
 def stop_ranks() -> None:

@@ -1,24 +1,29 @@
-"""What MONAI's engines need to train and run the method: prepare-batch classes and two evaluators.
+"""What MONAI's engines need to train and run a method: prepare-batch classes, a trainer for GANs and two evaluators.
 
-The trainers themselves are :class:`monai.engines.SupervisedTrainer`, put together in the bundles' ``train.yaml``.
+The trainers are :class:`monai.engines.SupervisedTrainer`, and for GANs :class:`DenoiserAdversarialTrainer`, put together in
+the bundles' ``train.yaml`` and ``methods/``.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import ignite.distributed as idist
 import torch
 from ignite.metrics import Metric
-from monai.engines import DiffusionPrepareBatch, Evaluator, PrepareBatch, SupervisedEvaluator
+from monai.engines import AdversarialTrainer, DiffusionPrepareBatch, Evaluator, PrepareBatch, SupervisedEvaluator
 from monai.transforms import Transform
+from monai.utils import AdversarialKeys
+from monai.utils import CommonKeys as Keys
 
 from apt_monai.data.splits import patient
-from apt_monai.distributed import gather, own_rows
-from apt_monai.methods import Method
+from apt_monai.distributed import average_gradients, gather, own_rows
+from apt_monai.inferers import TwoStageInferer
+from apt_monai.methods import Adversary, Method, TrainingStep
 from apt_monai.metrics import psnr
 from apt_monai.networks import Conditions, Denoiser
 from apt_monai.networks.fusion import random_subsets
@@ -188,41 +193,159 @@ class ContextPrepareBatch(_DenoiserPrepareBatch):
         return Conditions(images, available, context=z)
 
 
-class DirectPrepareBatch(_DenoiserPrepareBatch):
-    """Batches for :class:`apt_monai.networks.DirectDenoiser`: each slice with a random subset of its contrasts; one at
-    least is missing. There is no noise, as the denoiser does not look at it.
+class SubsetPrepareBatch(_DenoiserPrepareBatch):
+    """Batches for a denoiser that sees the acquired contrasts: each slice with a random subset of its contrasts; one at
+    least is missing. Noise, steps and random numbers are drawn where the denoiser looks at them.
 
     Args:
         denoiser: what is trained.
         num_train_timesteps: T.
-        seed: of the subsets.
+        curriculum: in how many iterations the smallest subset falls from C - 1 contrasts to one (MM-GAN); 0: at once.
+        seed: of all that is drawn.
 
     Example::
 
         >>> from apt_monai.networks import DirectDenoiser
         >>> batch = {"image": torch.zeros(2, 4, 8, 8), "region": torch.ones(2, 1, 8, 8, dtype=torch.uint8)}
-        >>> prepare = DirectPrepareBatch(DirectDenoiser(torch.nn.Identity()), 1000)
+        >>> prepare = SubsetPrepareBatch(DirectDenoiser(torch.nn.Identity()), 1000)
         >>> images, target, _, arguments = prepare(batch, "cpu")
         >>> arguments["condition"].available.sum(dim=1).max() < 4
         tensor(True)
     """
 
-    def __init__(self, denoiser: Denoiser, num_train_timesteps: int, seed: int = 0) -> None:
+    def __init__(self, denoiser: Denoiser, num_train_timesteps: int, curriculum: int = 0, seed: int = 0) -> None:
         super().__init__(denoiser, num_train_timesteps, seed)
+        self.curriculum = curriculum
+        self.drawn = 0
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {**super().state_dict(), "drawn": torch.tensor(self.drawn)}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        super().load_state_dict(state)
+        self.drawn = int(state["drawn"])
 
     def draw_subsets(self, b: int, c: int) -> torch.Tensor:
-        return own_rows(b, lambda n: random_subsets(n, c, self.generator, largest=c - 1))
+        done = 1.0 if self.curriculum == 0 else min(1.0, self.drawn / self.curriculum)
+        self.drawn += 1
+        smallest = max(1, c - 1 - int(done * (c - 1)))
+        return own_rows(b, lambda n: random_subsets(n, c, self.generator, largest=c - 1, smallest=smallest))
 
     def get_noise(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(images)
+        if not self.denoiser.noisy:
+            return torch.zeros_like(images)
+        b, *shape = images.shape
+        return own_rows(b, lambda n: torch.randn(n, *shape, generator=self.generator))
 
     def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(images),), self.num_train_timesteps - 1)
+        last = self.num_train_timesteps
+        if not self.denoiser.noisy:
+            return torch.full((len(images),), last - 1)
+        return own_rows(len(images), lambda n: torch.randint(0, last, (n,), generator=self.generator))
 
     def conditions(
         self, batch: Mapping[str, torch.Tensor], images: torch.Tensor, available: torch.Tensor
     ) -> Conditions:
-        return Conditions(images, available, brain=batch["region"] > 0)
+        shape, latent = (self.num_train_timesteps, self.denoiser.latent), None
+        if self.denoiser.latent:
+            latent = own_rows(len(images), lambda n: torch.randn(n, *shape, generator=self.generator)).to(images.device)
+        return Conditions(images, available, brain=batch["region"] > 0, context=latent)
+
+
+class DenoiserAdversarialTrainer(AdversarialTrainer):
+    """MONAI's trainer for GANs, with a denoiser as the generator and a system's :class:`~apt_monai.methods.Adversary`.
+
+    One iteration is a step of the denoiser, by its own loss and the adversary's, then one of the discriminator.
+
+    Args:
+        adversary: the discriminator and the two losses.
+        adversary_optimizer: of the discriminator's parameters.
+        network: the denoiser.
+        optimizer: of the denoiser's parameters.
+        loss_function: the denoiser's.
+        inferer: the sampler; its noise schedule is used.
+        prepare_batch: as :class:`SubsetPrepareBatch`.
+        arguments: MONAI's, such as ``max_epochs``, ``device``, ``train_data_loader``, ``train_handlers``.
+    """
+
+    def __init__(
+        self,
+        adversary: Adversary,
+        adversary_optimizer: torch.optim.Optimizer,
+        network: Denoiser,
+        optimizer: torch.optim.Optimizer,
+        loss_function: Callable,
+        inferer: TwoStageInferer,
+        prepare_batch: SubsetPrepareBatch,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(
+            g_network=network,
+            g_optimizer=optimizer,
+            g_loss_function=adversary.generator_loss,
+            recon_loss_function=loss_function,
+            d_network=adversary,
+            d_optimizer=adversary_optimizer,
+            d_loss_function=adversary.discriminator_loss,
+            prepare_batch=prepare_batch,
+            decollate=False,
+            **arguments,
+        )
+        self.scheduler = inferer.scheduler
+
+    def _iteration(self, engine: Any, batchdata: Any) -> dict[str, Any]:
+        images, target, _, drawn = self.prepare_batch(batchdata, self.state.device, self.non_blocking)
+        total = (self.state.max_epochs or 1) * (self.state.epoch_length or 1)
+        losses = adversarial_step(
+            self.state.g_network,
+            self.state.d_network,
+            (self.state.g_optimizer, self.state.d_optimizer),
+            (images, target, self.scheduler.add_noise(images, drawn["noise"], drawn["timesteps"])),
+            (drawn["timesteps"] + 1, drawn["condition"]),
+            (self.state.iteration, total),
+        )
+        return {Keys.LOSS: losses[0], AdversarialKeys.DISCRIMINATOR_LOSS: losses[1]}
+
+
+def adversarial_step(
+    denoiser: Denoiser,
+    adversary: Adversary,
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer],
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    known: tuple[torch.Tensor, Conditions],
+    progress: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of a GAN's denoiser, then one of its discriminator.
+
+    Args:
+        denoiser: the generator.
+        adversary: the discriminator and the losses.
+        optimizers: of the two.
+        tensors: x_0, the target and x_t, ``(B, C, H, W)`` each.
+        known: t ``(B,)``, and what is known of the slices.
+        progress: the iteration, from 1, and how many there are.
+
+    Returns:
+        Both losses.
+    """
+    (images, target, x_t), (t, conditions) = tensors, known
+    denoiser.train()
+    adversary.train()
+    adversary.begin(denoiser, progress[0] / progress[1])
+    optimizers[0].zero_grad()
+    prediction = denoiser(x_t, t, conditions)
+    step = TrainingStep(images, x_t, t, conditions, prediction)
+    loss = denoiser.loss(prediction.output, target) + adversary.generator_loss(step)
+    loss.backward()
+    optimizers[0].step()
+
+    optimizers[1].zero_grad()  # what the denoiser's step left there goes
+    fixed = replace(step, prediction=replace(prediction, clean=prediction.clean.detach()))
+    doubt = adversary.discriminator_loss(fixed, progress[0])
+    doubt.backward()
+    average_gradients(adversary)
+    optimizers[1].step()
+    return loss.detach(), doubt.detach()
 
 
 def to_device(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:

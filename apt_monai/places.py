@@ -17,6 +17,9 @@ FORMAT = "apt_monai.model/2"
 """The layout of a model's folder, as its ``model.json`` says it."""
 SHIPPED = {"direct": "models", "published": "models/published"}
 """By method, where in a bundle the weights are that come with it: our own method, and the paper's."""
+COMPARED = ("mmgan", "hinet", "resvit", "adm", "syndiff", "m2dn", "regression")
+"""The methods that the paper compares with, and the plain regression: to be trained; no weights of them are shipped."""
+TRAINABLE = (*SHIPPED, *COMPARED)
 LAST_WRITTEN = "model.pt"
 """The file that a training writes last, whatever the method."""
 
@@ -104,11 +107,11 @@ def find_model(
             the weights that come with the bundle.
         bundle: the bundle's name, such as ``"apt_brats"``.
         bundle_root: its folder; None: where :func:`find_bundle` finds it.
-        method: without ``model_dir``: ``"direct"``, our own method, or ``"published"``, the paper's; None: the one that
-            was trained, and ours where both were or neither.
+        method: without ``model_dir``: one of :data:`TRAINABLE`, such as ``"direct"``, our own method, or ``"published"``,
+            the paper's; None: which of these two was trained, and ours where both were or neither.
 
     Raises:
-        ModelError: there is no such folder.
+        ModelError: there is no such folder, or no weights of the method.
         ValueError: an unknown method.
 
     Example::
@@ -117,14 +120,19 @@ def find_model(
         >>> find_model("model", "apt_brats").as_posix()
         'model'
     """
-    if method not in (None, *SHIPPED):
-        raise ValueError(f"method is {method!r}: valid are {', '.join(SHIPPED)}")
+    if method not in (None, *TRAINABLE):
+        raise ValueError(f"method is {method!r}: valid are {', '.join(TRAINABLE)}")
     methods = list(SHIPPED) if method is None else [method]
     trained = [folder for name in methods if ((folder := trained_model(bundle, name)) / LAST_WRITTEN).is_file()]
     if model_dir is not None:
         folder = Path(model_dir)
     elif trained:
         folder = trained[0]
+    elif methods[0] not in SHIPPED:
+        raise ModelError(
+            f"{trained_model(bundle, methods[0])}: no trained model of {methods[0]} there, and none comes with the bundle; "
+            f"train it (train DATA --method {methods[0]}), or name its folder (--model)"
+        )
     else:
         folder = Path(bundle_root or find_bundle(bundle)) / SHIPPED[methods[0]]
     if not folder.is_dir():

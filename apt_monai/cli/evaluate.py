@@ -8,7 +8,7 @@ from pathlib import Path
 from apt_monai.cli.choices import bundle_of, contrasts_of
 from apt_monai.cli.launch import run_config
 from apt_monai.data.readers import read_studies
-from apt_monai.places import SHIPPED, find_model
+from apt_monai.places import TRAINABLE, find_model
 
 WORST_CASES = 6  # so many are drawn in a report
 
@@ -38,5 +38,5 @@ def further_model(name: str, bundle: str) -> Path:
     Raises:
         ModelError: there is no such folder.
     """
-    known = name in SHIPPED
+    known = name in TRAINABLE
     return find_model(None if known else name, bundle, method=name if known else None).absolute()

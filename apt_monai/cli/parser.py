@@ -10,7 +10,7 @@ from typing import Any
 
 from apt_monai.cli.arguments import Help, at_least, grid, key_and_value, plain_name
 from apt_monai.contrasts import ADNI, BRATS, CONTRAST_SETS, get_contrast_set
-from apt_monai.places import SHIPPED, read_settings
+from apt_monai.places import SHIPPED, TRAINABLE, read_settings
 
 PROGRAM = "python -m apt_monai"
 SHIPPED_WEIGHTS = "shipped"
@@ -121,9 +121,9 @@ def _model(command: argparse.ArgumentParser) -> None:
 def _method(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--method",
-        choices=list(SHIPPED),
-        help="without --model: direct, our own method, one pass a slice, or published, the paper's (default: the one "
-        "that was trained, else direct)",
+        choices=TRAINABLE,
+        help="without --model: direct, our own method, one pass a slice, or published, the paper's, or a system that it "
+        "is compared with, once trained (default: which of direct and published was trained, else direct)",
     )
 
 
@@ -210,9 +210,10 @@ def _train(commands: Any) -> None:
     )
     train.add_argument(
         "--method",
-        choices=list(SHIPPED),
+        choices=TRAINABLE,
         default="direct",
-        help="direct: our own method, one network, one pass a slice; published: the paper's, with a vision encoder",
+        help="direct: our own method, one network, one pass a slice; published: the paper's, with a vision encoder; or "
+        "a system that it is compared with",
     )
     train.add_argument(
         "--from",

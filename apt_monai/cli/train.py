@@ -11,7 +11,12 @@ from apt_monai.cli.launch import run_config
 from apt_monai.cli.parser import PROGRAM, SHIPPED_WEIGHTS
 from apt_monai.contrasts import CONTRAST_SETS, get_contrast_set
 from apt_monai.data.readers import read_studies
-from apt_monai.places import LAST_WRITTEN, trained_model
+from apt_monai.places import COMPARED, LAST_WRITTEN, trained_model
+
+
+def overlay_of(method: str) -> str:
+    """The config over train.yaml that makes it a training of the method."""
+    return f"methods/{method}.yaml" if method in COMPARED else f"{method}.yaml"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,11 +28,11 @@ def run(arguments: argparse.Namespace) -> int:
         read_studies(arguments.data, contrasts, require_all=True, series=arguments.series)
     arguments.model = arguments.model or trained_model(f"apt_{contrasts.name}", arguments.method)
     overrides: dict[str, Path] = {}
-    if arguments.method == "published":
-        arguments.overlay = ["published.yaml", *arguments.overlay]
+    if arguments.method != "direct":
+        arguments.overlay = [overlay_of(arguments.method), *arguments.overlay]
     if arguments.start_from is not None:
         if arguments.method != "direct":
-            raise ValueError("--from goes on with weights of the method 'direct'; published trains from nothing")
+            raise ValueError(f"--from goes on with weights of the method 'direct'; {arguments.method} trains from nothing")
         arguments.overlay = ["tune.yaml", *arguments.overlay]
         if arguments.start_from != SHIPPED_WEIGHTS:
             overrides["start_from"] = Path(arguments.start_from).absolute()

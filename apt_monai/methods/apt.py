@@ -74,17 +74,25 @@ class APT(SampledMethod):
         self.encoder = encoder
 
     @classmethod
+    def build_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        return DiffusionModelUNet(**settings["network"])
+
+    @classmethod
+    def build_denoiser(cls, network: torch.nn.Module, settings: Mapping[str, Any], precision: str) -> Denoiser:
+        return PublishedDenoiser(network, noise_scheduler(**settings["scheduler"]), precision)
+
+    @classmethod
     def load(cls, folder: Path, settings: Mapping[str, Any], device: torch.device, precision: str, seed: int) -> APT:
         try:
             preprocessing = StudyPreprocessing.from_settings(settings)
             encoder = VisionEncoder(settings["encoder_source"]).to(device)
-            fusion, network = MutualInformationFusion(**settings["fusion"]), DiffusionModelUNet(**settings["network"])
+            fusion, network = MutualInformationFusion(**settings["fusion"]), cls.build_network(settings)
             scheduler = noise_scheduler(**settings["scheduler"])
         except (KeyError, TypeError) as error:
             raise ModelError(f"{folder / 'model.json'}: settings of no {cls.name} model ({error!r})") from error
         network = load_weights(network, folder / "model.pt").to(device).to(memory_format=memory_format(device))
         return cls(
-            PublishedDenoiser(network, scheduler, precision),
+            cls.build_denoiser(network, settings, precision),
             load_weights(fusion, folder / "fusion.pt").to(device),
             TwoStageInferer.from_settings(scheduler, settings["sampling"]),
             preprocessing,

@@ -62,12 +62,20 @@ class Direct(SampledMethod):
         self.calibration = calibration
 
     @classmethod
+    def build_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        return SegResNet(**settings["network"])
+
+    @classmethod
+    def build_denoiser(cls, network: torch.nn.Module, settings: Mapping[str, Any], precision: str) -> Denoiser:
+        return DirectDenoiser(network, precision, settings["multiple"], settings["gain"])
+
+    @classmethod
     def load(cls, folder: Path, settings: Mapping[str, Any], device: torch.device, precision: str, seed: int) -> Direct:
         try:
             preprocessing = StudyPreprocessing.from_settings(settings)
-            network = SegResNet(**settings["network"])
+            network = cls.build_network(settings)
             scheduler = noise_scheduler(**settings["scheduler"])
-            denoiser = DirectDenoiser(network, precision, settings["multiple"], settings["gain"])
+            denoiser = cls.build_denoiser(network, settings, precision)
         except (KeyError, TypeError) as error:
             raise ModelError(f"{folder / 'model.json'}: settings of no {cls.name} model ({error!r})") from error
         load_weights(network, folder / "model.pt").to(device).to(memory_format=memory_format(device))

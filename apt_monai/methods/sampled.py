@@ -43,6 +43,16 @@ class SampledMethod(Method):
         self.precision = getattr(denoiser, "precision", "float32")
         self.weights = dict(weights or {})
 
+    @classmethod
+    @abstractmethod
+    def build_network(cls, settings: Mapping[str, Any]) -> torch.nn.Module:
+        """The network of a model's settings, untrained."""
+
+    @classmethod
+    @abstractmethod
+    def build_denoiser(cls, network: torch.nn.Module, settings: Mapping[str, Any], precision: str) -> Denoiser:
+        """The denoiser around a network, in training and in use alike."""
+
     @property
     def network(self) -> torch.nn.Module:
         """The trained network."""

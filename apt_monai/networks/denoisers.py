@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ class Conditions:
         acquired: y, ``(B, C, H, W)`` in [-1, 1]; what the missing channels hold does not matter.
         available: the mask m, ``(B, C)`` bool, True = acquired.
         prior: ``(B, C, H, W)`` in [-1, 1], used in the missing channels; None: there is none.
-        context: z, ``(B, D)``, the fused anatomical feature; None: there is none.
+        context: z, ``(B, D)``, the fused anatomical feature; or the random numbers that a denoiser's ``latent`` asks
+            for. None: there is none.
         brain: ``(B, 1, H, W)`` bool, True in the brain; None: not known.
     """
 
@@ -60,7 +62,15 @@ SCALE_WEIGHT = 0.1
 
 
 class Denoiser(nn.Module, ABC):
-    """The contract: ``denoiser(x_t, t, conditions) -> Prediction``."""
+    """The contract: ``denoiser(x_t, t, conditions) -> Prediction``.
+
+    Attributes:
+        noisy: whether it looks at x_t; if not, nothing is drawn for it in training.
+        latent: how many random numbers a step it wants in ``conditions.context``, ``(B, T, latent)``; 0: none.
+    """
+
+    noisy: ClassVar[bool] = True
+    latent: int = 0
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
@@ -158,6 +168,8 @@ class DirectDenoiser(Denoiser):
         >>> prediction.clean.shape, prediction.clean[:, 0].abs().max().item(), prediction.scale[:, 0].max().item()
         (torch.Size([1, 2, 8, 8]), 0.0, 0.0)
     """
+
+    noisy = False
 
     def __init__(self, network: nn.Module, precision: str = "float32", multiple: int = 1, gain: float = 1.0) -> None:
         super().__init__()

@@ -74,7 +74,12 @@ class MutualInformationFusion(nn.Module):
 
 
 def random_subsets(
-    count: int, num_contrasts: int, generator: torch.Generator, size: int | None = None, largest: int | None = None
+    count: int,
+    num_contrasts: int,
+    generator: torch.Generator,
+    size: int | None = None,
+    largest: int | None = None,
+    smallest: int = 1,
 ) -> Tensor:
     """Draw random non-empty subsets of contrasts.
 
@@ -83,8 +88,9 @@ def random_subsets(
         num_contrasts: how many contrasts C there are.
         generator: the source of the randomness; the result is on its device.
         size: how many contrasts each subset holds, all such subsets equally probable (the paper's z_sub takes C - 1).
-            None: first a size, uniform over 1 ... ``largest``, then a subset of that size, uniform.
+            None: first a size, uniform over ``smallest`` ... ``largest``, then a subset of that size, uniform.
         largest: C where it is None, so that the whole set is among them; C - 1 leaves something to synthesise.
+        smallest: 1 takes every size.
 
     Returns:
         (B, C) bool, True for a contrast in the subset, to be used as ``available``.
@@ -101,7 +107,7 @@ def random_subsets(
         raise ValueError(f"size is {size}, must be from 1 to {num_contrasts} or None")
     device = generator.device
     if size is None:
-        sizes = torch.randint(1, (largest or num_contrasts) + 1, (count, 1), generator=generator, device=device)
+        sizes = torch.randint(smallest, (largest or num_contrasts) + 1, (count, 1), generator=generator, device=device)
     else:
         sizes = torch.full((count, 1), size, device=device)
     order = torch.rand(count, num_contrasts, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
