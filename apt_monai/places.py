@@ -107,8 +107,8 @@ def find_model(
             the weights that come with the bundle.
         bundle: the bundle's name, such as ``"apt_brats"``.
         bundle_root: its folder; None: where :func:`find_bundle` finds it.
-        method: without ``model_dir``: one of :data:`TRAINABLE`, such as ``"direct"``, our own method, or ``"published"``,
-            the paper's; None: which of these two was trained, and ours where both were or neither.
+        method: without ``model_dir``: one of :data:`TRAINABLE`, such as ``"direct"``, our own method, or
+            ``"published"``, the paper's; None: which of these two was trained, and ours where both were or neither.
 
     Raises:
         ModelError: there is no such folder, or no weights of the method.
@@ -130,8 +130,8 @@ def find_model(
         folder = trained[0]
     elif methods[0] not in SHIPPED:
         raise ModelError(
-            f"{trained_model(bundle, methods[0])}: no trained model of {methods[0]} there, and none comes with the bundle; "
-            f"train it (train DATA --method {methods[0]}), or name its folder (--model)"
+            f"{trained_model(bundle, methods[0])}: no trained model of {methods[0]} there, and none comes with the "
+            f"bundle; train it (train DATA --method {methods[0]}), or name its folder (--model)"
         )
     else:
         folder = Path(bundle_root or find_bundle(bundle)) / SHIPPED[methods[0]]

@@ -46,7 +46,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="name", required=True)
-    for add in (_phantom, _preprocess, _train, _evaluate, _restore, _codebook, _demo):
+    for add in (_phantom, _preprocess, _train, _evaluate, _restore, _codebook, _table, _figure, _demo):
         add(commands)
     _synthesize(commands, contrast_names(argv))
     return parser
@@ -122,8 +122,8 @@ def _method(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--method",
         choices=TRAINABLE,
-        help="without --model: direct, our own method, one pass a slice, or published, the paper's, or a system that it "
-        "is compared with, once trained (default: which of direct and published was trained, else direct)",
+        help="without --model: direct, our own method, one pass a slice, or published, the paper's, or a system that "
+        "it is compared with, once trained (default: which of direct and published was trained, else direct)",
     )
 
 
@@ -239,6 +239,63 @@ def _train(commands: Any) -> None:
         help="slices, checkpoints, TensorBoard's logs; can be deleted when the model is finished (default: work in the "
         "model's folder)",
     )
+
+
+def _table(commands: Any) -> None:
+    table = _add(
+        commands,
+        "table",
+        "make tables of the paper: train what is not trained, evaluate what is not evaluated",
+        "table 1 DATA --dataset brats --out study",
+    )
+    table.add_argument("numbers", metavar="N", nargs="+", choices=[*"1234567"], help="which tables, 1 to 7")
+    _comparison(table)
+    table.add_argument("--cases", choices=["all"], help="every subset (default: each contrast from all others)")
+
+
+def _figure(commands: Any) -> None:
+    figure = _add(
+        commands,
+        "figure",
+        "draw figures of the paper: a slice by every system (4: BraTS, 5: ADNI), or from the fused features alone (6)",
+        "figure 4 DATA --dataset brats --out study",
+    )
+    figure.add_argument("numbers", metavar="N", nargs="+", choices=[*"456"], help="which figures, 4 to 6")
+    _comparison(figure)
+
+
+def _comparison(command: argparse.ArgumentParser) -> None:
+    """What tables and figures have in common: the data, how systems are trained, how they are evaluated."""
+    command.add_argument("--data", type=Path, metavar="DATA", help="the folder of studies, each with every contrast")
+    command.add_argument(
+        "--phantom",
+        type=at_least(3),
+        metavar="SUBJECTS",
+        help="instead of DATA: so many digital phantoms of 3 mm, which are written into OUT/phantoms",
+    )
+    command.add_argument("--dataset", default=BRATS.name, choices=DATASETS, help="whose contrasts")
+    command.add_argument(
+        "--out", type=Path, default=Path("study"), metavar="OUT", help="models, cells and tables; continued"
+    )
+    command.add_argument(
+        "--budget",
+        type=float,
+        metavar="TFLOP",
+        help="small sizes, and so many 10^12 floating-point operations for each training (default: each system's "
+        "published size and iterations)",
+    )
+    command.add_argument(
+        "--given",
+        action="append",
+        type=key_and_value,
+        default=[],
+        metavar="METHOD=DIR",
+        help="a trained model to take as it is, such as published=bundles/apt_brats/models/published; repeatable",
+    )
+    command.add_argument(
+        "--slices-per-subject", type=at_least(2), default=8, metavar="N", help="of each test subject, an even number"
+    )
+    command.add_argument("--subjects", type=at_least(1), metavar="N", help="at most so many test subjects")
 
 
 def _synthesize(commands: Any, names: list[str]) -> None:

@@ -32,7 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.overlay = [overlay_of(arguments.method), *arguments.overlay]
     if arguments.start_from is not None:
         if arguments.method != "direct":
-            raise ValueError(f"--from goes on with weights of the method 'direct'; {arguments.method} trains from nothing")
+            raise ValueError(
+                f"--from goes on with weights of the method 'direct'; {arguments.method} trains from nothing"
+            )
         arguments.overlay = ["tune.yaml", *arguments.overlay]
         if arguments.start_from != SHIPPED_WEIGHTS:
             overrides["start_from"] = Path(arguments.start_from).absolute()

@@ -49,7 +49,7 @@ class Adversary(nn.Module, ABC):
         with autocast(images.device, self.precision):
             return self.discriminator(images, *others).float()
 
-    def begin(self, denoiser: Denoiser, progress: float) -> None:  # noqa: B027
+    def begin(self, denoiser: Denoiser, progress: float) -> None:
         """Called before each step; ``progress`` goes from 0 to 1 over the training. Most systems change nothing."""
 
     @abstractmethod

@@ -41,11 +41,12 @@ class SourceDenoiser(Denoiser):
         h, w = conditions.acquired.shape[2:]
         known = conditions.available[:, :, None, None]  # (B, C, 1, 1)
         seen = conditions.acquired.where(known, x_t if self.noisy else BACKGROUND)
-        padding = (0, -w % self.multiple, 0, -h % self.multiple)
-        contrasts = F.pad(seen, padding, value=BACKGROUND)
+        below, beside = -h % self.multiple, -w % self.multiple
+        top, left = below // 2, beside // 2  # as training crops are padded: a transformer knows places
+        contrasts = F.pad(seen, (left, beside - left, top, below - top), value=BACKGROUND)
         with autocast(seen.device, self.precision):
             output = self.call(cat([contrasts, known.to(seen).expand_as(contrasts)], dim=1), t, conditions)
-        return self.interpret(output[..., :h, :w].float(), x_t, t, conditions)
+        return self.interpret(output[..., top : top + h, left : left + w].float(), x_t, t, conditions)
 
     def interpret(self, output: Tensor, x_t: Tensor, t: Tensor, conditions: Conditions) -> Prediction:
         """From the network's output to what is predicted; here it is the clean slice itself."""

@@ -1,0 +1,1 @@
+"""Methods side by side: the paper's tables and figures by one command."""
