@@ -18,9 +18,10 @@ from tiny_studies import write_study
 
 from apt_monai.contrasts import ADNI, BRATS, ContrastSet
 from apt_monai.evaluation import EvaluationSlices, Results, Row, evaluate_methods, merge_rows, pictures, run
+from apt_monai.evaluation.scores import SCORES
 from apt_monai.evaluation.significance import compare_rows, paired_p
 from apt_monai.methods import Copy
-from apt_monai.metrics import psnr, ssim
+from apt_monai.metrics import haarpsi, psnr, ssim
 from apt_monai.transforms import StudyPreprocessing
 
 SHAPE = (16, 15, 8)
@@ -103,6 +104,7 @@ def test_rows_hold_the_metrics_of_each_region(tmp_path: Path) -> None:
     for name, where in (("slice", None), ("brain", region > 0), ("tumour", region == 2)):
         assert getattr(row, f"psnr_{name}") == pytest.approx(float(psnr(guess, truth, where)), abs=1e-5)
         assert getattr(row, f"ssim_{name}") == pytest.approx(float(ssim(guess, truth, where)), abs=1e-5, nan_ok=True)
+    assert row.haarpsi == pytest.approx(float(haarpsi(guess, truth)), abs=1e-5)
     without = next(r for r in results.rows if r.slice == 5)
     assert math.isnan(without.psnr_tumour) and math.isnan(without.ssim_tumour)
 
@@ -369,7 +371,8 @@ def test_a_copy_of_the_truth_has_its_detail_and_its_flicker(tmp_path: Path) -> N
     assert flat["detail_mean"] == flat["flicker_mean"] == 0
     assert math.isnan(perfect["coverage_mean"])
     assert (
-        "### Structure PSNR, detail, flicker, coverage" in results.markdown and ", 1.00, 1.00, – |" in results.markdown
+        "### Structure PSNR, HaarPSI, detail, flicker, coverage" in results.markdown
+        and ", 1.000, 1.00, 1.00, – |" in results.markdown
     )
 
 
@@ -420,14 +423,16 @@ def test_noise_in_the_truth_is_no_detail_where_the_noiseless_truth_is_known(tmp_
 
 
 def make_row(method: str, subject: str, psnr_slice: float) -> Row:
-    return Row(method, "t1+t2", "pd", subject, 1, psnr_slice, 0.5, *([0.0] * 9))
+    return Row(
+        method, "t1+t2", "pd", subject, 1, **dict.fromkeys([*SCORES, "seconds"], 0.5) | {"psnr_slice": psnr_slice}
+    )
 
 
 def test_p_values_are_those_of_subjects_means_from_six_subjects_on() -> None:
     values = {"main": [9.0, 8.0, 7.5, 6.0, 5.0, 9.5], "other": [8.0, 7.5, 7.0, 6.5, 4.0, 6.0]}
     rows = [make_row(name, f"s{i}", v) for name, found in values.items() for i, v in enumerate(found) for _ in "ab"]
     (entry,) = compare_rows(rows, "main")
-    assert (entry["against"], entry["subjects"], entry["ssim_slice_p"]) == ("other", 6, 1.0)
+    assert (entry["against"], entry["subjects"], entry["ssim_slice_p"], entry["haarpsi_p"]) == ("other", 6, 1.0, 1.0)
     assert entry["psnr_slice_p"] == pytest.approx(wilcoxon(values["main"], values["other"]).pvalue)
     assert compare_rows([row for row in rows if row.subject != "s5"], "main") == []
     assert math.isnan(paired_p([math.inf, *range(5)], [0.0] * 6))

@@ -10,10 +10,10 @@ import torch
 
 from apt_monai.contrasts import ContrastSet
 from apt_monai.evaluation.slices import StudySlices
-from apt_monai.metrics import coverage, detail, flicker, monotone_match, psnr, ssim
+from apt_monai.metrics import coverage, detail, flicker, haarpsi, monotone_match, psnr, ssim
 
 REGIONS = {"slice": "Whole slice", "brain": "Brain", "tumour": "Tumour"}
-BESIDE = ("structure", "detail", "flicker", "coverage")
+BESIDE = ("structure", "haarpsi", "detail", "flicker", "coverage")
 """The scores that are not of a region."""
 SCORES = (*(f"{metric}_{region}" for region in REGIONS for metric in ("psnr", "ssim")), *BESIDE)
 
@@ -35,6 +35,7 @@ class Row:
         psnr_tumour: PSNR over the tumour; NaN in a slice without one.
         ssim_tumour: SSIM over the tumour; NaN in a slice without one.
         structure: PSNR over the whole slice after the one intensity curve that fits best all slices of the study.
+        haarpsi: HaarPSI over the whole slice, in [0, 1].
         detail: gradient energy over the truth's; of all slices of the study, as the next two.
         flicker: change from slice to slice over the truth's.
         coverage: the share of brain voxels within the method's 90 % interval; NaN where it gives none.
@@ -53,6 +54,7 @@ class Row:
     psnr_tumour: float
     ssim_tumour: float
     structure: float
+    haarpsi: float
     detail: float
     flicker: float
     coverage: float
@@ -101,6 +103,7 @@ def _scores(study: StudySlices, made: Mapping[str, torch.Tensor], channel: int) 
         scores[f"psnr_{key}"] = psnr(prediction, truth, where).tolist()
         scores[f"ssim_{key}"] = ssim(prediction, truth, where).tolist()
     scores["structure"] = psnr(monotone_match(prediction, truth, brain), truth).tolist()
+    scores["haarpsi"] = haarpsi(prediction, truth).tolist()
     of_study = {
         "detail": detail(prediction, clean, brain),
         "flicker": flicker(prediction, clean, brain, study.indices),

@@ -8,6 +8,7 @@ from typing import Any
 
 from apt_monai.contrasts import ContrastSet
 from apt_monai.evaluation.scores import BESIDE, REGIONS
+from apt_monai.evaluation.significance import COMPARED
 from apt_monai.evaluation.survey import TestSet
 
 Entry = Mapping[str, Any]
@@ -19,8 +20,9 @@ EXPLAINED = (
     "deviation over subjects."
 )
 BESIDE_EXPLAINED = (
-    "Structure: PSNR over the whole slice after the one rising intensity curve that fits best the study. Detail and "
-    "flicker: differences within slices, and from a slice to the next, squared, over the truth's (1 is right). "
+    "Structure: PSNR over the whole slice after the one rising intensity curve that fits best the study. HaarPSI: "
+    "perceptual similarity of the whole slice (1 is the same). Detail and flicker: differences within slices, and from "
+    "a slice to the next, squared, over the truth's (1 is right). "
     "Coverage: the share of the brain within the method's 90 % interval (0.90 is right)."
 )
 
@@ -48,7 +50,7 @@ def tables(
     others = [subset for subset in subsets if _given(subset, contrasts) == ALL_OTHERS]
     if others:
         one_missing = [e for e in aggregate if _given(e["acquired"].split("+"), contrasts) == ALL_OTHERS]
-        heading = "Structure PSNR, detail, flicker, coverage"
+        heading = "Structure PSNR, HaarPSI, detail, flicker, coverage"
         lines += _table(heading, "", one_missing, contrasts, others, list(seconds), _beside)
         lines += [BESIDE_EXPLAINED, ""]
         lines += _p_values(differences, contrasts, others, list(seconds))
@@ -68,7 +70,7 @@ def _p_values(
     if not found:
         return []
     heading = f"{methods[-1]} against each other row, p"
-    lines = _table(heading, "PSNR / SSIM", found, contrasts, others, methods[:-1], _p_cell)
+    lines = _table(heading, "PSNR / SSIM / HaarPSI", found, contrasts, others, methods[:-1], _p_cell)
     return [*lines, f"Paired Wilcoxon test over {found[0]['subjects']} subjects, whole slice, two-sided.", ""]
 
 
@@ -110,13 +112,14 @@ def _cell_of(region: str) -> Callable[[Entry], str]:
 
 
 def _beside(entry: Entry) -> str:
-    """``31.2, 0.71, 1.08, 0.90``; a dash for what a method does not have."""
-    return ", ".join(_number(entry[f"{score}_mean"], 1 if score == "structure" else 2) for score in BESIDE)
+    """``31.2, 0.813, 0.71, 1.08, 0.90``; a dash for what a method does not have."""
+    digits = {"structure": 1, "haarpsi": 3}
+    return ", ".join(_number(entry[f"{score}_mean"], digits.get(score, 2)) for score in BESIDE)
 
 
 def _p_cell(entry: Entry) -> str:
-    """``0.012 / 0.4``."""
-    return " / ".join(f"{entry[f'{score}_slice_p']:.2g}" for score in ("psnr", "ssim"))
+    """``0.012 / 0.4 / 0.03``."""
+    return " / ".join(f"{entry[f'{score}_p']:.2g}" for score in COMPARED)
 
 
 def _number(value: float, digits: int) -> str:
