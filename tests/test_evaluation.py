@@ -18,7 +18,7 @@ from tiny_studies import write_study
 
 from apt_monai.contrasts import ADNI, BRATS, ContrastSet
 from apt_monai.evaluation import EvaluationSlices, Results, Row, evaluate_methods, merge_rows, pictures, run
-from apt_monai.evaluation.scores import SCORES
+from apt_monai.evaluation.scores import COUNTS, SCORES
 from apt_monai.evaluation.significance import compare_rows, paired_p
 from apt_monai.methods import Copy
 from apt_monai.metrics import haarpsi, psnr, ssim
@@ -141,6 +141,18 @@ def test_slices_without_a_tumour_do_not_count_in_tumour_means(tmp_path: Path) ->
     results = evaluate_methods({"flat": Constant(0.0)}, make_slices(tmp_path, 2, None), [["t1", "t2"]], tmp_path)
     expected = [row.psnr_tumour for row in results.rows if row.slice in (2, 3)]
     assert one(results, target="pd")["psnr_tumour_mean"] == pytest.approx(statistics.mean(expected))
+
+
+def test_lesions_are_summed_where_the_target_is_taken_with_a_contrast_agent(tmp_path: Path) -> None:
+    slices = make_slices(tmp_path, per_subject=None, contrasts=BRATS)
+    results = evaluate_methods({"flat": Constant(-1.0, BRATS)}, slices, None, tmp_path)
+    entry = one(results, target="t1ce")
+    rows = [row for row in results.rows if row.target == "t1ce"]
+    assert entry["lesions"] == sum(row.lesions for row in rows) == entry["missed"] and entry["invented"] == 0
+    assert math.isnan(one(results, target="flair")["lesions"])
+    assert (
+        "### Enhancing lesions" in results.markdown and f"of {entry['lesions']:.0f}, invented 0 |" in results.markdown
+    )
 
 
 def test_without_segmentations_there_is_no_tumour_table(tmp_path: Path) -> None:
@@ -423,9 +435,8 @@ def test_noise_in_the_truth_is_no_detail_where_the_noiseless_truth_is_known(tmp_
 
 
 def make_row(method: str, subject: str, psnr_slice: float) -> Row:
-    return Row(
-        method, "t1+t2", "pd", subject, 1, **dict.fromkeys([*SCORES, "seconds"], 0.5) | {"psnr_slice": psnr_slice}
-    )
+    scores = dict.fromkeys([*SCORES, *COUNTS, "seconds"], 0.5) | {"psnr_slice": psnr_slice}
+    return Row(method, "t1+t2", "pd", subject, 1, **scores)
 
 
 def test_p_values_are_those_of_subjects_means_from_six_subjects_on() -> None:

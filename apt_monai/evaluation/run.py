@@ -2,8 +2,8 @@
 
 Each :class:`apt_monai.methods.Method` is scored with PSNR and SSIM of every missing contrast in three regions: the
 whole slice, the brain, and the tumour where a slice has one; and with what those don't tell: HaarPSI, the structure
-without the intensity curve, detail, flicker from slice to slice, and the coverage of its uncertainty. All on the
-acquired grid.
+without the intensity curve, detail, flicker from slice to slice, the coverage of its uncertainty, and the enhancing
+lesions that it misses and invents. All on the acquired grid.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from apt_monai.evaluation.method_slices import MethodSlices
 from apt_monai.evaluation.pictures import draw_case, panel_rows, picture_name
 from apt_monai.evaluation.prediction import synthesise
 from apt_monai.evaluation.record import resume, write_record, write_rows
-from apt_monai.evaluation.scores import SCORES, Row, score_study
+from apt_monai.evaluation.scores import COUNTS, SCORES, Row, score_study
 from apt_monai.evaluation.significance import compare_rows
 from apt_monai.evaluation.slices import EvaluationSlices, StudySlices
 from apt_monai.evaluation.statistics import aggregate_rows
@@ -51,7 +51,8 @@ class Results:
     Args:
         rows: one for each (method, acquired, target, slice).
         aggregate: one dictionary for each (method, acquired, target): ``"subjects"``, ``"slices"`` and, for each score,
-            its ``_mean`` and ``_std`` over subjects, such as ``"psnr_brain_mean"``.
+            its ``_mean`` and ``_std`` over subjects, such as ``"psnr_brain_mean"``; and the sums ``"lesions"``,
+            ``"missed"`` and ``"invented"``, NaN where the target is not taken with a contrast agent.
         differences: p-values of the main row against each other one; see
             :func:`apt_monai.evaluation.significance.compare_rows`.
         seconds: by method, the median seconds a slice.
@@ -140,7 +141,7 @@ def evaluate_methods(
         "apt_monai": apt_monai.__version__,
         "contrasts": list(contrasts.names),
         "cases": [list(acquired) for acquired in subsets],
-        "scores": list(SCORES),
+        "scores": [*SCORES, *COUNTS],
         "test_slices_sha256": test_set.sha256,
         "methods": {name: method.fingerprint for name, method in methods.items()},
     }

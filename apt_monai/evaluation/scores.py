@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from apt_monai.contrasts import ContrastSet
+from apt_monai.evaluation.lesions import count_lesions
 from apt_monai.evaluation.slices import StudySlices
 from apt_monai.metrics import coverage, detail, flicker, haarpsi, monotone_match, psnr, ssim
 
 REGIONS = {"slice": "Whole slice", "brain": "Brain", "tumour": "Tumour"}
 BESIDE = ("structure", "haarpsi", "detail", "flicker", "coverage")
 """The scores that are not of a region."""
+COUNTS = ("lesions", "missed", "invented")
+"""What is summed over slices, not averaged."""
 SCORES = (*(f"{metric}_{region}" for region in REGIONS for metric in ("psnr", "ssim")), *BESIDE)
 
 
@@ -39,6 +42,10 @@ class Row:
         detail: gradient energy over the truth's; of all slices of the study, as the next two.
         flicker: change from slice to slice over the truth's.
         coverage: the share of brain voxels within the method's 90 % interval; NaN where it gives none.
+        lesions: how many enhancing lesions the truth has; of the slice, as the next two. NaN where the target is not
+            taken with a contrast agent; see :mod:`apt_monai.evaluation.lesions`.
+        missed: how many of them the prediction does not show.
+        invented: how many the prediction shows where the truth has none.
         seconds: the wall time of the slice's batch divided by its slices; the same for all targets made in one go.
     """
 
@@ -58,6 +65,9 @@ class Row:
     detail: float
     flicker: float
     coverage: float
+    lesions: float
+    missed: float
+    invented: float
     seconds: float
 
 
@@ -82,7 +92,8 @@ def score_study(
     """
     rows = []
     for target in (t for t in contrasts.names if t not in acquired):
-        scores = _scores(study, made, contrasts.index(target))
+        channel = contrasts.index(target)
+        scores = _scores(study, made, channel) | _lesions(study, made, channel, contrasts)
         for i, index in enumerate(study.indices):
             values = {key: round(score[i], 6) for key, score in scores.items()}
             took = round(seconds[i], 6)
@@ -110,3 +121,13 @@ def _scores(study: StudySlices, made: Mapping[str, torch.Tensor], channel: int) 
         "coverage": coverage(one(made["lower"]), one(made["upper"]), truth, brain) if "lower" in made else math.nan,
     }
     return scores | {key: [value] * len(truth) for key, value in of_study.items()}
+
+
+def _lesions(
+    study: StudySlices, made: Mapping[str, torch.Tensor], channel: int, contrasts: ContrastSet
+) -> Mapping[str, Sequence[float]]:
+    """The lesions of each slice; NaN where the target is not taken with a contrast agent."""
+    if not contrasts.contrasts[channel].enhanced:
+        return dict.fromkeys(COUNTS, [math.nan] * len(study.indices))
+    one = slice(channel, channel + 1)
+    return count_lesions(made["image"][:, one], study.truth[:, one], study.region)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from apt_monai.contrasts import ContrastSet
+from apt_monai.evaluation.lesions import BRIGHT, FOUND, SMALLEST
 from apt_monai.evaluation.scores import BESIDE, REGIONS
 from apt_monai.evaluation.significance import COMPARED
 from apt_monai.evaluation.survey import TestSet
@@ -24,6 +25,13 @@ BESIDE_EXPLAINED = (
     "perceptual similarity of the whole slice (1 is the same). Detail and flicker: differences within slices, and from "
     "a slice to the next, squared, over the truth's (1 is right). "
     "Coverage: the share of the brain within the method's 90 % interval (0.90 is right)."
+)
+
+LESIONS_EXPLAINED = (
+    f"Summed over all slices, each counted by itself. A lesion: at least {SMALLEST} connected voxels of the tumour "
+    f"above the {BRIGHT:g}th percentile of the study's brain without tumour. Missed: less than {FOUND:.0%} of it is as "
+    "bright in the prediction. Invented: as large and as bright in the prediction, anywhere in the brain, and touched "
+    "by no bright voxel of the truth."
 )
 
 
@@ -47,6 +55,10 @@ def tables(
         counts = sorted({entry[f"psnr_{region}_subjects"] for entry in known})
         if counts != [test_set.subjects]:
             lines += [f"Over the {counts[0]} of {test_set.subjects} subjects that have one in these slices.", ""]
+    counted = [entry for entry in aggregate if not math.isnan(entry["lesions"])]
+    if counted:
+        lines += _table("Enhancing lesions", "", counted, contrasts, subsets, list(seconds), _lesions)
+        lines += [LESIONS_EXPLAINED, ""]
     others = [subset for subset in subsets if _given(subset, contrasts) == ALL_OTHERS]
     if others:
         one_missing = [e for e in aggregate if _given(e["acquired"].split("+"), contrasts) == ALL_OTHERS]
@@ -115,6 +127,11 @@ def _beside(entry: Entry) -> str:
     """``31.2, 0.813, 0.71, 1.08, 0.90``; a dash for what a method does not have."""
     digits = {"structure": 1, "haarpsi": 3}
     return ", ".join(_number(entry[f"{score}_mean"], digits.get(score, 2)) for score in BESIDE)
+
+
+def _lesions(entry: Entry) -> str:
+    """``missed 3 of 20, invented 1``."""
+    return f"missed {entry['missed']:.0f} of {entry['lesions']:.0f}, invented {entry['invented']:.0f}"
 
 
 def _p_cell(entry: Entry) -> str:

@@ -44,8 +44,8 @@ def worst_cases(rows: Sequence[Row], method: str, count: int) -> list[WorstCase]
 
     Example::
 
-        >>> from apt_monai.evaluation.scores import SCORES
-        >>> scores = dict.fromkeys([*SCORES, "seconds"], 0.9)
+        >>> from apt_monai.evaluation.scores import COUNTS, SCORES
+        >>> scores = dict.fromkeys([*SCORES, *COUNTS, "seconds"], 0.9)
         >>> decibels = {"a": 30, "b": 20}
         >>> rows = [Row("direct", "t1", "t2", s, 7, **scores | {"psnr_brain": db}) for s, db in decibels.items()]
         >>> [case.subject for case in worst_cases(rows, "direct", 1)]
