@@ -101,7 +101,7 @@ def test_rows_hold_the_metrics_of_each_region(tmp_path: Path) -> None:
     assert study.indices == (3,)
     truth, region = study.truth[:, ADNI.index("pd")][:, None], study.region
     guess = torch.full_like(truth, 0.5).masked_fill(region == 0, 0)
-    for name, where in (("slice", None), ("brain", region > 0), ("tumour", region == 2)):
+    for name, where in (("slice", None), ("brain", region > 0), ("healthy", region == 1), ("tumour", region == 2)):
         assert getattr(row, f"psnr_{name}") == pytest.approx(float(psnr(guess, truth, where)), abs=1e-5)
         assert getattr(row, f"ssim_{name}") == pytest.approx(float(ssim(guess, truth, where)), abs=1e-5, nan_ok=True)
     assert row.haarpsi == pytest.approx(float(haarpsi(guess, truth)), abs=1e-5)
@@ -157,7 +157,8 @@ def test_lesions_are_summed_where_the_target_is_taken_with_a_contrast_agent(tmp_
 
 def test_without_segmentations_there_is_no_tumour_table(tmp_path: Path) -> None:
     results = evaluate_methods({"flat": Constant(0.0)}, make_slices(tmp_path, seg=False), None, tmp_path)
-    assert "### Brain" in results.markdown and "### Tumour" not in results.markdown
+    assert "### Brain\n" in results.markdown
+    assert "### Tumour" not in results.markdown and "### Brain without tumour" not in results.markdown
     assert json.loads((tmp_path / "results.json").read_text())["aggregate"][0]["psnr_tumour_mean"] is None
 
 

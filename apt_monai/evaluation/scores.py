@@ -13,7 +13,7 @@ from apt_monai.evaluation.lesions import count_lesions
 from apt_monai.evaluation.slices import StudySlices
 from apt_monai.metrics import coverage, detail, flicker, haarpsi, monotone_match, psnr, ssim
 
-REGIONS = {"slice": "Whole slice", "brain": "Brain", "tumour": "Tumour"}
+REGIONS = {"slice": "Whole slice", "brain": "Brain", "healthy": "Brain without tumour", "tumour": "Tumour"}
 BESIDE = ("structure", "haarpsi", "detail", "flicker", "coverage")
 """The scores that are not of a region."""
 COUNTS = ("lesions", "missed", "invented")
@@ -35,6 +35,8 @@ class Row:
         ssim_slice: SSIM over the whole slice, in [-1, 1].
         psnr_brain: PSNR over the brain.
         ssim_brain: SSIM over the brain.
+        psnr_healthy: PSNR over the brain without the tumour.
+        ssim_healthy: SSIM over the brain without the tumour.
         psnr_tumour: PSNR over the tumour; NaN in a slice without one.
         ssim_tumour: SSIM over the tumour; NaN in a slice without one.
         structure: PSNR over the whole slice after the one intensity curve that fits best all slices of the study.
@@ -58,6 +60,8 @@ class Row:
     ssim_slice: float
     psnr_brain: float
     ssim_brain: float
+    psnr_healthy: float
+    ssim_healthy: float
     psnr_tumour: float
     ssim_tumour: float
     structure: float
@@ -108,7 +112,12 @@ def _scores(study: StudySlices, made: Mapping[str, torch.Tensor], channel: int) 
         return image[:, channel : channel + 1]  # (S, 1, X, Y)
 
     truth, clean, prediction, brain = one(study.truth), one(study.noiseless), one(made["image"]), study.brain
-    regions = {"slice": torch.ones_like(brain), "brain": brain, "tumour": study.region == 2}
+    regions = {
+        "slice": torch.ones_like(brain),
+        "brain": brain,
+        "healthy": study.region == 1,
+        "tumour": study.region == 2,
+    }
     scores = {}
     for key, where in regions.items():
         scores[f"psnr_{key}"] = psnr(prediction, truth, where).tolist()
