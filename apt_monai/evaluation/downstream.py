@@ -191,8 +191,8 @@ def _rows(studies: Sequence[CachedStudy], contrasts: ContrastSet) -> list[tuple[
 def _check_segmented(contrasts: ContrastSet) -> None:
     if not contrasts.segmentation_suffixes:
         raise ValueError(
-            f"the {contrasts.name} contrasts have no segmentation, so there is no tumour to find: give studies that have "
-            "one, and name its file's suffix in the contrast set's segmentation_suffixes"
+            f"the {contrasts.name} contrasts have no segmentation, so there is no tumour to find: give studies that "
+            "have one, and name its file's suffix in the contrast set's segmentation_suffixes"
         )
 
 

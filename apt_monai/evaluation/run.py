@@ -3,7 +3,8 @@
 Each :class:`apt_monai.methods.Method` is scored with PSNR and SSIM of every missing contrast in four regions: the
 whole slice, the brain, the tumour where a slice has one, and the brain without it; and with what those don't tell:
 HaarPSI, the structure without the intensity curve, detail, flicker from slice to slice, the coverage of its
-uncertainty, and the enhancing lesions that it misses and invents. All on the acquired grid.
+uncertainty, the enhancing lesions that it misses and invents, and, of whole studies, BraSyn's 3D SSIM. All on the
+acquired grid.
 """
 
 from __future__ import annotations

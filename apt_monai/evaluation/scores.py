@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from apt_monai.contrasts import ContrastSet
+from apt_monai.evaluation.brasyn import brasyn_ssim
 from apt_monai.evaluation.lesions import count_lesions
 from apt_monai.evaluation.slices import StudySlices
 from apt_monai.metrics import coverage, detail, flicker, haarpsi, monotone_match, psnr, ssim
@@ -16,9 +17,10 @@ from apt_monai.metrics import coverage, detail, flicker, haarpsi, monotone_match
 REGIONS = {"slice": "Whole slice", "brain": "Brain", "healthy": "Brain without tumour", "tumour": "Tumour"}
 BESIDE = ("structure", "haarpsi", "detail", "flicker", "coverage")
 """The scores that are not of a region."""
+BRASYN = ("brasyn_tumour", "brasyn_healthy")
 COUNTS = ("lesions", "missed", "invented")
 """What is summed over slices, not averaged."""
-SCORES = (*(f"{metric}_{region}" for region in REGIONS for metric in ("psnr", "ssim")), *BESIDE)
+SCORES = (*(f"{metric}_{region}" for region in REGIONS for metric in ("psnr", "ssim")), *BESIDE, *BRASYN)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class Row:
         detail: gradient energy over the truth's; of all slices of the study, as the next two.
         flicker: change from slice to slice over the truth's.
         coverage: the share of brain voxels within the method's 90 % interval; NaN where it gives none.
+        brasyn_tumour: BraSyn's 3D SSIM in the tumour; of all slices of the study, NaN where some are not evaluated or
+            none has a tumour. See :mod:`apt_monai.evaluation.brasyn`.
+        brasyn_healthy: likewise, in the brain without the tumour.
         lesions: how many enhancing lesions the truth has; of the slice, as the next two. NaN where the target is not
             taken with a contrast agent; see :mod:`apt_monai.evaluation.lesions`.
         missed: how many of them the prediction does not show.
@@ -69,6 +74,8 @@ class Row:
     detail: float
     flicker: float
     coverage: float
+    brasyn_tumour: float
+    brasyn_healthy: float
     lesions: float
     missed: float
     invented: float
@@ -124,12 +131,25 @@ def _scores(study: StudySlices, made: Mapping[str, torch.Tensor], channel: int) 
         scores[f"ssim_{key}"] = ssim(prediction, truth, where).tolist()
     scores["structure"] = psnr(monotone_match(prediction, truth, brain), truth).tolist()
     scores["haarpsi"] = haarpsi(prediction, truth).tolist()
+    in_tumour, in_healthy = _brasyn(study, prediction, channel)
     of_study = {
+        "brasyn_tumour": in_tumour,
+        "brasyn_healthy": in_healthy,
         "detail": detail(prediction, clean, brain),
         "flicker": flicker(prediction, clean, brain, study.indices),
         "coverage": coverage(one(made["lower"]), one(made["upper"]), truth, brain) if "lower" in made else math.nan,
     }
     return scores | {key: [value] * len(truth) for key, value in of_study.items()}
+
+
+def _brasyn(study: StudySlices, prediction: torch.Tensor, channel: int) -> tuple[float, float]:
+    """BraSyn's SSIM of a study, on raw intensities, of which those outside the brain are 0."""
+    if not study.whole or not (study.region == 2).any():
+        return math.nan, math.nan
+    zero, one = study.intensity_range[channel].tolist()
+    images = (prediction, study.truth[:, channel : channel + 1])
+    raw = [(zero + (one - zero) * image.double()).masked_fill(~study.brain, 0)[:, 0].numpy() for image in images]
+    return brasyn_ssim(*raw, study.brain[:, 0].numpy(), study.region[:, 0].numpy() == 2)
 
 
 def _lesions(

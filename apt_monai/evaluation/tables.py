@@ -8,7 +8,7 @@ from typing import Any
 
 from apt_monai.contrasts import ContrastSet
 from apt_monai.evaluation.lesions import BRIGHT, FOUND, SMALLEST
-from apt_monai.evaluation.scores import BESIDE, REGIONS
+from apt_monai.evaluation.scores import BESIDE, BRASYN, REGIONS
 from apt_monai.evaluation.significance import COMPARED
 from apt_monai.evaluation.survey import TestSet
 
@@ -27,6 +27,9 @@ BESIDE_EXPLAINED = (
     "Coverage: the share of the brain within the method's 90 % interval (0.90 is right)."
 )
 
+BRASYN_EXPLAINED = (
+    "Each volume on its own scale, between its 0.5 and 99.5 percentiles; of the tumour, and of the brain without it."
+)
 LESIONS_EXPLAINED = (
     f"Summed over all slices, each counted by itself. A lesion: at least {SMALLEST} connected voxels of the tumour "
     f"above the {BRIGHT:g}th percentile of the study's brain without tumour. Missed: less than {FOUND:.0%} of it is as "
@@ -56,7 +59,11 @@ def tables(
         lines += _table(heading, "PSNR / SSIM", known, contrasts, subsets, list(seconds), _cell_of(region))
         counts = sorted({entry[f"psnr_{region}_subjects"] for entry in known})
         if counts != [test_set.subjects]:
-            lines += [f"Over the {counts[0]} of {test_set.subjects} subjects that have one in these slices.", ""]
+            lines += [_over(counts[0], test_set), ""]
+    whole = [entry for entry in aggregate if entry["brasyn_tumour_subjects"]]
+    if whole:
+        lines += _table("BraSyn: 3D SSIM", "tumour / healthy", whole, contrasts, subsets, list(seconds), _brasyn)
+        lines += [f"{_over(whole[0]['brasyn_tumour_subjects'], test_set)} {BRASYN_EXPLAINED}", ""]
     counted = [entry for entry in aggregate if not math.isnan(entry["lesions"])]
     if counted:
         lines += _table("Enhancing lesions", "", counted, contrasts, subsets, list(seconds), _lesions)
@@ -129,6 +136,15 @@ def _beside(entry: Entry) -> str:
     """``31.2, 0.813, 0.71, 1.08, 0.90``; a dash for what a method does not have."""
     digits = {"structure": 1, "haarpsi": 3}
     return ", ".join(_number(entry[f"{score}_mean"], digits.get(score, 2)) for score in BESIDE)
+
+
+def _over(subjects: int, test_set: TestSet) -> str:
+    return f"Over the {subjects} of {test_set.subjects} subjects that have one in these slices."
+
+
+def _brasyn(entry: Entry) -> str:
+    """``0.812 ± 0.031 / 0.901 ± 0.012``."""
+    return " / ".join(_number(entry[f"{score}_mean"], 3) + _plus_minus(entry[f"{score}_std"], 3) for score in BRASYN)
 
 
 def _lesions(entry: Entry) -> str:
