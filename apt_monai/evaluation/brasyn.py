@@ -46,9 +46,8 @@ def brasyn_ssim(
         >>> tuple(round(score, 6) for score in brasyn_ssim(3 * volume, volume, tumour | ~tumour, tumour))
         (1.0, 1.0)
     """
-    scaled = [_scale(volume) for volume in (prediction, truth)]
-    in_tumour, in_healthy = (_ssim_in(*scaled, region) for region in (tumour, brain & ~tumour))
-    return in_tumour, in_healthy
+    x, y = _scale(prediction), _scale(truth)
+    return _ssim_in(x, y, tumour), _ssim_in(x, y, brain & ~tumour)
 
 
 def _scale(volume: Volume) -> Volume:

@@ -147,16 +147,19 @@ def _brasyn(study: StudySlices, prediction: torch.Tensor, channel: int) -> tuple
     if not study.whole or not (study.region == 2).any():
         return math.nan, math.nan
     zero, one = study.intensity_range[channel].tolist()
-    images = (prediction, study.truth[:, channel : channel + 1])
-    raw = [(zero + (one - zero) * image.double()).masked_fill(~study.brain, 0)[:, 0].numpy() for image in images]
-    return brasyn_ssim(*raw, study.brain[:, 0].numpy(), study.region[:, 0].numpy() == 2)
+    made, truth = (
+        (zero + (one - zero) * image.double()).masked_fill(~study.brain, 0)[:, 0].numpy()
+        for image in (prediction, study.truth[:, channel : channel + 1])
+    )
+    return brasyn_ssim(made, truth, study.brain[:, 0].numpy(), study.region[:, 0].numpy() == 2)
 
 
 def _lesions(
     study: StudySlices, made: Mapping[str, torch.Tensor], channel: int, contrasts: ContrastSet
-) -> Mapping[str, Sequence[float]]:
+) -> dict[str, list[float]]:
     """The lesions of each slice; NaN where the target is not taken with a contrast agent."""
     if not contrasts.contrasts[channel].enhanced:
         return dict.fromkeys(COUNTS, [math.nan] * len(study.indices))
     one = slice(channel, channel + 1)
-    return count_lesions(made["image"][:, one], study.truth[:, one], study.region)
+    counts = count_lesions(made["image"][:, one], study.truth[:, one], study.region)
+    return {name: [float(number) for number in numbers] for name, numbers in counts.items()}
