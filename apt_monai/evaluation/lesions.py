@@ -1,9 +1,10 @@
 """Enhancing lesions that a synthetic volume misses and invents, counted a lesion: what a reader fears of it.
 
 A mean over all voxels hardly sees them. They are counted where the target is the scan with a contrast agent. Bright is
-what is above :data:`BRIGHT` percent of the truth's brain without tumour, in the truth and in the prediction alike: a
-threshold of the spread (median and deviations) is beyond the brightest white matter in no scan and above all of it in
-many, as grey and white matter differ more than white matter and a faint rim.
+what is above :data:`BRIGHT` percent of the truth's brain without tumour, in the truth and in the prediction alike. The
+median and 2.5 robust deviations would be above the largest possible value, 1, in 4 of 6 phantoms with an enhancing rim:
+the spread is that of grey against white matter against fluid, wider than from white matter to a rim. Where the rim is
+no brighter than white matter (thin, in thick slices, or beside a strong bias field), no threshold finds it.
 
 The prediction is compared as it is, never after :func:`apt_monai.metrics.monotone_match`: that curve is fitted to the
 truth, and where a method invents bright lesions it makes just their intensities darker, which forgives what is to be
