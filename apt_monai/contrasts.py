@@ -54,6 +54,11 @@ class Contrast:
         return self.weighting == "T1w"
 
     @property
+    def enhanced(self) -> bool:
+        """Whether it is taken with a contrast agent, by its suffix in BIDS."""
+        return self.bids.startswith("ce")
+
+    @property
     def weighting(self) -> str:
         """Its suffix in BIDS without a contrast agent: ``"T1w"``, ``"T2w"``, ``"PDw"``, ``"FLAIR"`` or another."""
         return self.bids.rpartition("_")[2]

@@ -64,6 +64,11 @@ def test_a_name_that_is_neither_known_nor_a_file_says_what_is() -> None:
         get_contrast_set("ixi")
 
 
+def test_a_contrast_with_a_contrast_agent_is_known_by_its_suffix_in_bids() -> None:
+    assert [contrast.name for contrast in BRATS.contrasts if contrast.enhanced] == ["t1ce"]
+    assert not any(contrast.enhanced for contrast in ADNI.contrasts)
+
+
 @pytest.mark.parametrize(
     ("target", "acquired", "source"),
     [

@@ -18,9 +18,10 @@ from tiny_studies import write_study
 
 from apt_monai.contrasts import ADNI, BRATS, ContrastSet
 from apt_monai.evaluation import EvaluationSlices, Results, Row, evaluate_methods, merge_rows, pictures, run
+from apt_monai.evaluation.scores import COUNTS, SCORES
 from apt_monai.evaluation.significance import compare_rows, paired_p
 from apt_monai.methods import Copy
-from apt_monai.metrics import psnr, ssim
+from apt_monai.metrics import haarpsi, psnr, ssim
 from apt_monai.transforms import StudyPreprocessing
 
 SHAPE = (16, 15, 8)
@@ -100,9 +101,10 @@ def test_rows_hold_the_metrics_of_each_region(tmp_path: Path) -> None:
     assert study.indices == (3,)
     truth, region = study.truth[:, ADNI.index("pd")][:, None], study.region
     guess = torch.full_like(truth, 0.5).masked_fill(region == 0, 0)
-    for name, where in (("slice", None), ("brain", region > 0), ("tumour", region == 2)):
+    for name, where in (("slice", None), ("brain", region > 0), ("healthy", region == 1), ("tumour", region == 2)):
         assert getattr(row, f"psnr_{name}") == pytest.approx(float(psnr(guess, truth, where)), abs=1e-5)
         assert getattr(row, f"ssim_{name}") == pytest.approx(float(ssim(guess, truth, where)), abs=1e-5, nan_ok=True)
+    assert row.haarpsi == pytest.approx(float(haarpsi(guess, truth)), abs=1e-5)
     without = next(r for r in results.rows if r.slice == 5)
     assert math.isnan(without.psnr_tumour) and math.isnan(without.ssim_tumour)
 
@@ -141,9 +143,22 @@ def test_slices_without_a_tumour_do_not_count_in_tumour_means(tmp_path: Path) ->
     assert one(results, target="pd")["psnr_tumour_mean"] == pytest.approx(statistics.mean(expected))
 
 
+def test_lesions_are_summed_where_the_target_is_taken_with_a_contrast_agent(tmp_path: Path) -> None:
+    slices = make_slices(tmp_path, per_subject=None, contrasts=BRATS)
+    results = evaluate_methods({"flat": Constant(-1.0, BRATS)}, slices, None, tmp_path)
+    entry = one(results, target="t1ce")
+    rows = [row for row in results.rows if row.target == "t1ce"]
+    assert entry["lesions"] == sum(row.lesions for row in rows) == entry["missed"] and entry["invented"] == 0
+    assert math.isnan(one(results, target="flair")["lesions"])
+    assert (
+        "### Enhancing lesions" in results.markdown and f"of {entry['lesions']:.0f}, invented 0 |" in results.markdown
+    )
+
+
 def test_without_segmentations_there_is_no_tumour_table(tmp_path: Path) -> None:
     results = evaluate_methods({"flat": Constant(0.0)}, make_slices(tmp_path, seg=False), None, tmp_path)
-    assert "### Brain" in results.markdown and "### Tumour" not in results.markdown
+    assert "### Brain\n" in results.markdown
+    assert "### Tumour" not in results.markdown and "### Brain without tumour" not in results.markdown
     assert json.loads((tmp_path / "results.json").read_text())["aggregate"][0]["psnr_tumour_mean"] is None
 
 
@@ -369,7 +384,8 @@ def test_a_copy_of_the_truth_has_its_detail_and_its_flicker(tmp_path: Path) -> N
     assert flat["detail_mean"] == flat["flicker_mean"] == 0
     assert math.isnan(perfect["coverage_mean"])
     assert (
-        "### Structure PSNR, detail, flicker, coverage" in results.markdown and ", 1.00, 1.00, – |" in results.markdown
+        "### Structure PSNR, HaarPSI, detail, flicker, coverage" in results.markdown
+        and ", 1.000, 1.00, 1.00, – |" in results.markdown
     )
 
 
@@ -420,14 +436,15 @@ def test_noise_in_the_truth_is_no_detail_where_the_noiseless_truth_is_known(tmp_
 
 
 def make_row(method: str, subject: str, psnr_slice: float) -> Row:
-    return Row(method, "t1+t2", "pd", subject, 1, psnr_slice, 0.5, *([0.0] * 9))
+    scores = dict.fromkeys([*SCORES, *COUNTS, "seconds"], 0.5) | {"psnr_slice": psnr_slice}
+    return Row(method, "t1+t2", "pd", subject, 1, **scores)
 
 
 def test_p_values_are_those_of_subjects_means_from_six_subjects_on() -> None:
     values = {"main": [9.0, 8.0, 7.5, 6.0, 5.0, 9.5], "other": [8.0, 7.5, 7.0, 6.5, 4.0, 6.0]}
     rows = [make_row(name, f"s{i}", v) for name, found in values.items() for i, v in enumerate(found) for _ in "ab"]
     (entry,) = compare_rows(rows, "main")
-    assert (entry["against"], entry["subjects"], entry["ssim_slice_p"]) == ("other", 6, 1.0)
+    assert (entry["against"], entry["subjects"], entry["ssim_slice_p"], entry["haarpsi_p"]) == ("other", 6, 1.0, 1.0)
     assert entry["psnr_slice_p"] == pytest.approx(wilcoxon(values["main"], values["other"]).pvalue)
     assert compare_rows([row for row in rows if row.subject != "s5"], "main") == []
     assert math.isnan(paired_p([math.inf, *range(5)], [0.0] * 6))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from apt_monai.metrics import coverage, detail, erode, flicker, monotone_match, psnr, ssim
+from apt_monai.metrics import coverage, detail, erode, flicker, haarpsi, monotone_match, psnr, ssim
 
 SKIMAGE = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
 
@@ -99,6 +99,21 @@ def test_region_in_the_outer_five_pixels_has_no_ssim(prediction: Tensor, truth: 
     edge = torch.zeros_like(truth, dtype=torch.bool)
     edge[..., :5, :] = True
     assert ssim(prediction, truth, edge).isnan().all() and psnr(prediction, truth, edge).isfinite().all()
+
+
+def test_haarpsi_is_one_for_the_same_and_falls_with_noise_and_with_blur(prediction: Tensor, truth: Tensor) -> None:
+    blurred = F.avg_pool2d(truth, 5, stride=1, padding=2)
+    assert haarpsi(truth, truth).tolist() == pytest.approx([1.0] * 3)
+    assert (haarpsi(prediction, truth) < 0.95).all() and (haarpsi(blurred, truth) < 0.95).all()
+    each = [float(haarpsi(p[None], t[None])) for p, t in zip(prediction, truth, strict=True)]
+    assert haarpsi(prediction, truth).tolist() == pytest.approx(each)
+
+
+def test_a_slice_smaller_than_haarpsis_filters_is_one_with_a_margin_of_zeros(prediction: Tensor, truth: Tensor) -> None:
+    small = [image[..., :10, 14:32] for image in (prediction, truth)]
+    assert haarpsi(*small).tolist() == haarpsi(*(F.pad(image, (0, 0, 0, 6)) for image in small)).tolist()
+    dark = torch.zeros(1, 1, 8, 8)
+    assert float(haarpsi(dark, dark)) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])

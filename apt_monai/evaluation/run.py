@@ -1,8 +1,10 @@
 """Evaluation: methods × subsets of acquired contrasts on the test slices, as tables and pictures.
 
-Each :class:`apt_monai.methods.Method` is scored with PSNR and SSIM of every missing contrast in three regions: the
-whole slice, the brain, and the tumour where a slice has one; and with what those don't tell: the structure without the
-intensity curve, detail, flicker from slice to slice, and the coverage of its uncertainty. All on the acquired grid.
+Each :class:`apt_monai.methods.Method` is scored with PSNR and SSIM of every missing contrast in four regions: the
+whole slice, the brain, the tumour where a slice has one, and the brain without it; and with what those don't tell:
+HaarPSI, the structure without the intensity curve, detail, flicker from slice to slice, the coverage of its
+uncertainty, the enhancing lesions that it misses and invents, and, of whole studies, BraSyn's 3D SSIM. All on the
+acquired grid.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from apt_monai.evaluation.method_slices import MethodSlices
 from apt_monai.evaluation.pictures import draw_case, panel_rows, picture_name
 from apt_monai.evaluation.prediction import synthesise
 from apt_monai.evaluation.record import resume, write_record, write_rows
-from apt_monai.evaluation.scores import Row, score_study
+from apt_monai.evaluation.scores import COUNTS, SCORES, Row, score_study
 from apt_monai.evaluation.significance import compare_rows
 from apt_monai.evaluation.slices import EvaluationSlices, StudySlices
 from apt_monai.evaluation.statistics import aggregate_rows
@@ -50,7 +52,8 @@ class Results:
     Args:
         rows: one for each (method, acquired, target, slice).
         aggregate: one dictionary for each (method, acquired, target): ``"subjects"``, ``"slices"`` and, for each score,
-            its ``_mean`` and ``_std`` over subjects, such as ``"psnr_brain_mean"``.
+            its ``_mean`` and ``_std`` over subjects, such as ``"psnr_brain_mean"``; and the sums ``"lesions"``,
+            ``"missed"`` and ``"invented"``, NaN where the target is not taken with a contrast agent.
         differences: p-values of the main row against each other one; see
             :func:`apt_monai.evaluation.significance.compare_rows`.
         seconds: by method, the median seconds a slice.
@@ -89,7 +92,7 @@ def evaluate_methods(
     largest brain): ``panel.png`` for each contrast from all others, else ``panel_<acquired>.png`` for each case.
 
     With 6 subjects or more, the last of ``methods`` is compared with each other one: paired Wilcoxon tests over
-    subjects of PSNR and SSIM over the whole slice.
+    subjects of PSNR, SSIM and HaarPSI over the whole slice.
 
     ``results.csv`` grows with each finished (method, subset), and a run with the same methods, slices and subsets goes
     on where the last one stopped. Any other run starts anew, and says so in the log. A method is known by
@@ -139,6 +142,7 @@ def evaluate_methods(
         "apt_monai": apt_monai.__version__,
         "contrasts": list(contrasts.names),
         "cases": [list(acquired) for acquired in subsets],
+        "scores": [*SCORES, *COUNTS],
         "test_slices_sha256": test_set.sha256,
         "methods": {name: method.fingerprint for name, method in methods.items()},
     }

@@ -15,7 +15,8 @@ from apt_monai.evaluation.statistics import rows_by_case, subject_means
 FEWEST_SUBJECTS = 6
 """With fewer, no difference can have p < 0.05."""
 
-COMPARED = ("psnr_slice", "ssim_slice")
+COMPARED = ("psnr_slice", "ssim_slice", "haarpsi")
+"""All over the whole slice."""
 
 
 def compare_rows(rows: Sequence[Row], main: str) -> list[dict[str, Any]]:
@@ -27,8 +28,8 @@ def compare_rows(rows: Sequence[Row], main: str) -> list[dict[str, Any]]:
 
     Returns:
         For each (method, acquired, target) a dictionary with ``"against"`` (the other method), ``"acquired"``,
-        ``"target"``, ``"subjects"`` and, for PSNR and SSIM over the whole slice, ``"psnr_slice_p"`` and
-        ``"ssim_slice_p"``, two-sided. Empty with fewer than 6 subjects.
+        ``"target"``, ``"subjects"`` and, for PSNR, SSIM and HaarPSI over the whole slice, ``"psnr_slice_p"``,
+        ``"ssim_slice_p"`` and ``"haarpsi_p"``, two-sided. Empty with fewer than 6 subjects.
     """
     groups, found = rows_by_case(rows), []
     for (method, acquired, target), group in groups.items():

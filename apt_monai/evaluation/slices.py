@@ -27,6 +27,8 @@ class StudySlices:
         truth: ``(S, C, X, Y)`` float32 in [0, 1], the acquired contrasts; 0 outside the brain.
         noiseless: the same without noise where that is known (phantoms), on the truth's scale; else the truth.
         region: ``(S, 1, X, Y)`` uint8: 0 outside the brain, 1 in the brain, 2 in the tumour.
+        intensity_range: ``(C, 2)`` float32, the raw intensities that are 0 and 1 in the truth.
+        whole: whether it is every slice of the study that has enough brain, one after the other.
     """
 
     subject: str
@@ -34,6 +36,8 @@ class StudySlices:
     truth: Tensor
     noiseless: Tensor
     region: Tensor
+    intensity_range: Tensor
+    whole: bool
 
     @property
     def brain(self) -> Tensor:
@@ -43,7 +47,8 @@ class StudySlices:
     def at(self, position: int) -> StudySlices:
         """One of the slices alone."""
         one = slice(position, position + 1)
-        return StudySlices(self.subject, self.indices[one], self.truth[one], self.noiseless[one], self.region[one])
+        tensors = (self.truth[one], self.noiseless[one], self.region[one])
+        return StudySlices(self.subject, self.indices[one], *tensors, self.intensity_range, whole=False)
 
 
 class EvaluationSlices:
@@ -103,6 +108,7 @@ class EvaluationSlices:
         self.cache_dir = Path(cache_dir)
         self.contrasts = get_contrast_set(contrasts)
         self.batch_size = batch_size
+        self._every = slices_per_subject is None
         self.preprocessing = StudyPreprocessing(self.contrasts, size=None)
         self._known: dict[tuple[str, str | None], list[CachedStudy]] = {}
         self.entries = self.cached(self.preprocessing)
@@ -142,7 +148,9 @@ class EvaluationSlices:
         truth = on_truth_scale(_images(entry, rows), entry, entry, region > 0)
         clean = self._noiseless[number]
         noiseless = truth if clean is entry else on_truth_scale(_images(clean, rows), clean, entry, region > 0)
-        return StudySlices(entry.subject, tuple(int(entry.slices[row]) for row in rows), truth, noiseless, region)
+        indices = tuple(int(entry.slices[row]) for row in rows)
+        whole = self._every and indices == tuple(range(indices[0], indices[-1] + 1))
+        return StudySlices(entry.subject, indices, truth, noiseless, region, entry.intensity_range, whole)
 
 
 def on_truth_scale(image: Tensor, entry: CachedStudy, truth: CachedStudy, brain: Tensor) -> Tensor:

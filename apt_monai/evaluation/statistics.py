@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from apt_monai.evaluation.scores import SCORES, Row
+from apt_monai.evaluation.scores import COUNTS, SCORES, Row
 
 
 def aggregate_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Means over each subject's slices, then mean and sample standard deviation over subjects."""
+    """Means over each subject's slices, then mean and sample standard deviation over subjects; lesions are summed."""
     aggregate = []
     for (method, acquired, target), group in rows_by_case(rows).items():
         subjects = sorted({row.subject for row in group})
@@ -22,6 +22,8 @@ def aggregate_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
             means = list(subject_means(group, score).values())
             entry[f"{score}_mean"], entry[f"{score}_std"] = mean(means), std(means)
             entry[f"{score}_subjects"] = sum(not math.isnan(value) for value in means)
+        for count in COUNTS:
+            entry[count] = sum(getattr(row, count) for row in group)
         aggregate.append(entry)
     return aggregate
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from apt_monai.contrasts import ContrastSet
-from apt_monai.evaluation.scores import BESIDE, REGIONS
+from apt_monai.evaluation.lesions import BRIGHT, FOUND, SMALLEST
+from apt_monai.evaluation.scores import BESIDE, BRASYN, REGIONS
+from apt_monai.evaluation.significance import COMPARED
 from apt_monai.evaluation.survey import TestSet
 
 Entry = Mapping[str, Any]
@@ -19,9 +21,20 @@ EXPLAINED = (
     "deviation over subjects."
 )
 BESIDE_EXPLAINED = (
-    "Structure: PSNR over the whole slice after the one rising intensity curve that fits best the study. Detail and "
-    "flicker: differences within slices, and from a slice to the next, squared, over the truth's (1 is right). "
+    "Structure: PSNR over the whole slice after the one rising intensity curve that fits best the study. HaarPSI: "
+    "perceptual similarity of the whole slice (1 is the same). Detail and flicker: differences within slices, and from "
+    "a slice to the next, squared, over the truth's (1 is right). "
     "Coverage: the share of the brain within the method's 90 % interval (0.90 is right)."
+)
+
+BRASYN_EXPLAINED = (
+    "Each volume on its own scale, between its 0.5 and 99.5 percentiles; of the tumour, and of the brain without it."
+)
+LESIONS_EXPLAINED = (
+    f"Summed over all slices, each counted by itself. A lesion: at least {SMALLEST} connected voxels of the tumour "
+    f"above the {BRIGHT:g}th percentile of the study's brain without tumour. Missed: less than {FOUND:.0%} of it is as "
+    "bright in the prediction. Invented: as large and as bright in the prediction, anywhere in the brain, and touched "
+    "by no bright voxel of the truth."
 )
 
 
@@ -38,17 +51,27 @@ def tables(
     """The Markdown tables. All cases in which one contrast is missing share a row, as in the paper's Table 1."""
     lines: list[str] = []
     for region, heading in REGIONS.items():
-        known = [entry for entry in aggregate if entry[f"psnr_{region}_subjects"]]
+        # where there is no tumour, the brain without it is the brain
+        needed = "tumour" if region == "healthy" else region
+        known = [entry for entry in aggregate if entry[f"psnr_{needed}_subjects"]]
         if not known:
             continue
         lines += _table(heading, "PSNR / SSIM", known, contrasts, subsets, list(seconds), _cell_of(region))
         counts = sorted({entry[f"psnr_{region}_subjects"] for entry in known})
         if counts != [test_set.subjects]:
-            lines += [f"Over the {counts[0]} of {test_set.subjects} subjects that have one in these slices.", ""]
+            lines += [_over(counts[0], test_set), ""]
+    whole = [entry for entry in aggregate if entry["brasyn_tumour_subjects"]]
+    if whole:
+        lines += _table("BraSyn: 3D SSIM", "tumour / healthy", whole, contrasts, subsets, list(seconds), _brasyn)
+        lines += [f"{_over(whole[0]['brasyn_tumour_subjects'], test_set)} {BRASYN_EXPLAINED}", ""]
+    counted = [entry for entry in aggregate if not math.isnan(entry["lesions"])]
+    if counted:
+        lines += _table("Enhancing lesions", "", counted, contrasts, subsets, list(seconds), _lesions)
+        lines += [LESIONS_EXPLAINED, ""]
     others = [subset for subset in subsets if _given(subset, contrasts) == ALL_OTHERS]
     if others:
         one_missing = [e for e in aggregate if _given(e["acquired"].split("+"), contrasts) == ALL_OTHERS]
-        heading = "Structure PSNR, detail, flicker, coverage"
+        heading = "Structure PSNR, HaarPSI, detail, flicker, coverage"
         lines += _table(heading, "", one_missing, contrasts, others, list(seconds), _beside)
         lines += [BESIDE_EXPLAINED, ""]
         lines += _p_values(differences, contrasts, others, list(seconds))
@@ -68,7 +91,7 @@ def _p_values(
     if not found:
         return []
     heading = f"{methods[-1]} against each other row, p"
-    lines = _table(heading, "PSNR / SSIM", found, contrasts, others, methods[:-1], _p_cell)
+    lines = _table(heading, "PSNR / SSIM / HaarPSI", found, contrasts, others, methods[:-1], _p_cell)
     return [*lines, f"Paired Wilcoxon test over {found[0]['subjects']} subjects, whole slice, two-sided.", ""]
 
 
@@ -110,13 +133,28 @@ def _cell_of(region: str) -> Callable[[Entry], str]:
 
 
 def _beside(entry: Entry) -> str:
-    """``31.2, 0.71, 1.08, 0.90``; a dash for what a method does not have."""
-    return ", ".join(_number(entry[f"{score}_mean"], 1 if score == "structure" else 2) for score in BESIDE)
+    """``31.2, 0.813, 0.71, 1.08, 0.90``; a dash for what a method does not have."""
+    digits = {"structure": 1, "haarpsi": 3}
+    return ", ".join(_number(entry[f"{score}_mean"], digits.get(score, 2)) for score in BESIDE)
+
+
+def _over(subjects: int, test_set: TestSet) -> str:
+    return f"Over the {subjects} of {test_set.subjects} subjects that have one in these slices."
+
+
+def _brasyn(entry: Entry) -> str:
+    """``0.812 ± 0.031 / 0.901 ± 0.012``."""
+    return " / ".join(_number(entry[f"{score}_mean"], 3) + _plus_minus(entry[f"{score}_std"], 3) for score in BRASYN)
+
+
+def _lesions(entry: Entry) -> str:
+    """``missed 3 of 20, invented 1``."""
+    return f"missed {entry['missed']:.0f} of {entry['lesions']:.0f}, invented {entry['invented']:.0f}"
 
 
 def _p_cell(entry: Entry) -> str:
-    """``0.012 / 0.4``."""
-    return " / ".join(f"{entry[f'{score}_slice_p']:.2g}" for score in ("psnr", "ssim"))
+    """``0.012 / 0.4 / 0.03``."""
+    return " / ".join(f"{entry[f'{score}_p']:.2g}" for score in COMPARED)
 
 
 def _number(value: float, digits: int) -> str:

@@ -44,8 +44,8 @@ def worst_cases(rows: Sequence[Row], method: str, count: int) -> list[WorstCase]
 
     Example::
 
-        >>> scores = dict.fromkeys([f"{m}_{r}" for m in ("psnr", "ssim") for r in ("slice", "brain", "tumour")], 0.9)
-        >>> scores |= dict.fromkeys(["structure", "detail", "flicker", "coverage", "seconds"], 1.0)
+        >>> from apt_monai.evaluation.scores import COUNTS, SCORES
+        >>> scores = dict.fromkeys([*SCORES, *COUNTS, "seconds"], 0.9)
         >>> decibels = {"a": 30, "b": 20}
         >>> rows = [Row("direct", "t1", "t2", s, 7, **scores | {"psnr_brain": db}) for s, db in decibels.items()]
         >>> [case.subject for case in worst_cases(rows, "direct", 1)]
