@@ -1,7 +1,7 @@
 """What MONAI's engines need to train and run a method: prepare-batch classes, a trainer for GANs and two evaluators.
 
-The trainers are :class:`monai.engines.SupervisedTrainer`, and for GANs :class:`DenoiserAdversarialTrainer`, put together
-in the bundles' ``train.yaml`` and ``methods/``.
+The trainers are :class:`monai.engines.SupervisedTrainer`, and for GANs :class:`DenoiserAdversarialTrainer`, put
+together in the bundles' ``train.yaml`` and ``methods/``.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Comparison:
         """A row's method."""
         if row.system == "copy":
             return Copy(self.slices("test").preprocessing, copy_ranking(self.slices("validation")))
-        published = self._model("published" if row.system == "prior" else row.system)
+        published = self.model("published" if row.system == "prior" else row.system)
         if row.system == "prior":
             assert isinstance(published, APT) and published.codebook is not None
             return Prior(published.preprocessing, published.codebook)
@@ -136,7 +136,8 @@ class Comparison:
             )
         return self._slices[part]
 
-    def _model(self, system: str) -> Method:
+    def model(self, system: str) -> Method:
+        """A trained or given system."""
         if system not in self._loaded:
             folder = self.given.get(system) or self.plan.model(system)
             self._loaded[system] = models.load(folder, self.device, self.precision)

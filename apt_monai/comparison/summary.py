@@ -76,11 +76,11 @@ def summarise(cells: Mapping[str, Sequence[Row]], targets: Sequence[str]) -> lis
         targets: the contrasts.
 
     Returns:
-        Dictionaries with ``"row"``, ``"subjects"``, ``"scores"`` (score, then target or ``"mean"``: ``"mean"``, ``"std"``,
-        ``"low"``, ``"high"``), ``"seconds"`` (a slice, the median) and ``"p"``: for PSNR, SSIM and HaarPSI over the mean
-        of the targets, the two-sided paired Wilcoxon test against the best other row, Holm-corrected over the rows.
+        Dictionaries with ``"row"``, ``"subjects"``, ``"scores"`` (by score, then by target or ``"mean"``: ``"mean"``,
+        ``"std"``, ``"low"``, ``"high"``), ``"seconds"`` (a slice, the median) and ``"p"``: for PSNR, SSIM and HaarPSI over
+        the mean of the targets, the two-sided paired Wilcoxon test against the best other row, Holm-corrected.
     """
-    entries = []
+    entries: list[dict[str, Any]] = []
     for label, rows in cells.items():
         scores: dict[str, dict[str, dict[str, float]]] = {}
         for score in (s for s in SCORES if rows and hasattr(rows[0], s)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,10 @@ LABELS = {
 
 EPOCH = 150
 """About how many iterations lie between checkpoints."""
-SMALL = {"direct": ["demo.yaml"], "published": ["published.yaml", "demo_published.yaml", "methods/small_published.yaml"]}
+SMALL = {
+    "direct": ["demo.yaml"],
+    "published": ["published.yaml", "demo_published.yaml", "methods/small_published.yaml"],
+}
 FULL = {"direct": [], "published": ["published.yaml"]}
 """The overlays of our own method and of the published one, at the sizes for phantoms and at their own."""
 

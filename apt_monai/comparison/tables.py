@@ -49,7 +49,7 @@ def _apt(label: str, start: Start = "codebook", **sampling: Any) -> TableRow:
     return TableRow(label, "published", start, sampling)
 
 
-ONE = {"unroll_iterations": 0}  # stage 1 alone
+ONE: dict[str, Any] = {"unroll_iterations": 0}  # stage 1 alone
 
 TABLES: dict[str, PaperTable] = {
     "1": PaperTable(

@@ -21,7 +21,7 @@ COMPARED: dict[str, type[ComparedMethod]] = {
 }
 """The systems that the paper compares with, and the plain regression, in the order of its Table 1."""
 
-METHODS: dict[str, type[SampledMethod]] = {method.name: method for method in (APT, Direct, *COMPARED.values())}
+METHODS: dict[str, type[SampledMethod]] = {APT.name: APT, Direct.name: Direct, **COMPARED}
 """The methods that a model folder can hold, by the name that ``model.json`` gives them."""
 
 __all__ = [

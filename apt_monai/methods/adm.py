@@ -15,7 +15,7 @@ from apt_monai.networks import Conditions, Prediction, SourceDenoiser
 from apt_monai.networks.modulated import ModulatedUNet
 from apt_monai.networks.source_denoiser import mean_over, missing, set_known
 
-NETWORK = {
+NETWORK: dict[str, Any] = {
     "channels": (128, 128, 256, 256, 512, 512),
     "attention_levels": (False, False, False, True, True, True),
     "num_res_blocks": 2,
@@ -80,7 +80,7 @@ class ADMDenoiser(SourceDenoiser):
         posterior[0] = posterior[1]  # at the first step it is 0
         share = betas.square() / ((1 - betas) * (1 - bars))
         rows = torch.stack([posterior.log(), betas.log(), share]).to(like)[:, t - 1]
-        return tuple(row[:, None, None, None] for row in rows)  # type: ignore[return-value]
+        return tuple(row[:, None, None, None] for row in rows)
 
 
 class ADM(ComparedMethod):
@@ -91,7 +91,7 @@ class ADM(ComparedMethod):
 
     @classmethod
     def network_of(cls, contrasts: int, **settings: Any) -> nn.Module:
-        channels = {"in_channels": 2 * contrasts, "out_channels": 2 * contrasts}
+        channels: dict[str, Any] = {"in_channels": 2 * contrasts, "out_channels": 2 * contrasts}
         return ModulatedUNet(spatial_dims=2, **channels, **{**NETWORK, **settings})
 
     @classmethod

@@ -101,7 +101,7 @@ class M2DNNetwork(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """``(B, 2C, H, W)``, ``(B,)`` to ``(B, C, H, W)``, H and W multiples of 2 to the number of levels less one."""
-        emb = self.embed(get_timestep_embedding(t, self.embed[0].in_features).to(x))
+        emb = self.embed(get_timestep_embedding(t, self.embedding // 4).to(x))
         contrasts, mask = x.chunk(2, dim=1)
         own = [entry(one) for entry, one in zip(self.entries, contrasts.split(1, dim=1), strict=True)]
         y: Tensor | None = None

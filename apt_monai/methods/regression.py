@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from apt_monai.methods.compared import ComparedMethod
 from apt_monai.networks import Conditions, SourceDenoiser
 
-NETWORK = {
+NETWORK: dict[str, Any] = {
     "channels": (128, 128, 256, 256, 512, 512),
     "attention_levels": (False, False, False, True, True, True),
     "num_res_blocks": 2,
@@ -37,5 +37,5 @@ class Regression(ComparedMethod):
 
     @classmethod
     def network_of(cls, contrasts: int, **settings: Any) -> nn.Module:
-        channels = {"in_channels": 2 * contrasts, "out_channels": contrasts}
+        channels: dict[str, Any] = {"in_channels": 2 * contrasts, "out_channels": contrasts}
         return DiffusionModelUNet(spatial_dims=2, **channels, **{**NETWORK, **settings})

@@ -65,7 +65,7 @@ class VisionTransformer(nn.Module):
         """``(B, channels, h, w)`` to ``(B, hidden, h, w)``."""
         x = self.embed(x)
         h, w = x.shape[2:]
-        positions = self.positions
+        positions: Tensor = self.positions
         if positions.shape[2:] != (h, w):
             positions = F.interpolate(positions, (h, w), mode="bicubic", align_corners=False)
         tokens = (x + positions).flatten(2).transpose(1, 2)  # (B, h w, hidden)
@@ -184,7 +184,7 @@ class ResViTAdversary(Adversary):
     def begin(self, denoiser: Denoiser, progress: float) -> None:
         """The first two thirds of the training are without the transformer."""
         network = getattr(denoiser.network, "module", denoiser.network)
-        network.with_transformer.fill_(progress > PRETRAINING)
+        network.with_transformer.fill_(progress > PRETRAINING)  # type: ignore[union-attr, operator]
 
     def generator_loss(self, step: TrainingStep) -> Tensor:
         return least_squares(self._logits(step, step.prediction.clean), real=True)

@@ -24,7 +24,7 @@ RECONSTRUCTION = 0.5
 PENALTY, PENALTY_INTERVAL = 1.0, 10
 """γ of R1, and every how many iterations it is taken."""
 
-NETWORK = {
+NETWORK: dict[str, Any] = {
     "channels": (64, 64, 128, 128, 256, 256),
     "attention_levels": (False, False, False, False, True, False),
     "num_res_blocks": 2,
@@ -183,7 +183,7 @@ class SynDiff(ComparedMethod):
 
     @classmethod
     def network_of(cls, contrasts: int, **settings: Any) -> nn.Module:
-        channels = {"in_channels": 2 * contrasts, "out_channels": contrasts, "latent": LATENT}
+        channels: dict[str, Any] = {"in_channels": 2 * contrasts, "out_channels": contrasts, "latent": LATENT}
         return ModulatedUNet(spatial_dims=2, **channels, **{**NETWORK, **settings})
 
     @classmethod

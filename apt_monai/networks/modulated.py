@@ -46,7 +46,7 @@ class ModulatedUNet(nn.Module):
             self.unet.num_class_embeds = (
                 latent  # MONAI adds its class embedding to the timestep's: here it is the latent's
             )
-            self.unet.class_embedding = nn.Sequential(*layers, nn.Linear(width, width))
+            self.unet.class_embedding = nn.Sequential(*layers, nn.Linear(width, width))  # type: ignore[assignment]
 
     def forward(self, x: Tensor, t: Tensor, latent: Tensor | None = None) -> Tensor:
         """``(B, in_channels, H, W)``, ``(B,)`` and ``(B, latent)`` to ``(B, out_channels, H, W)``."""
