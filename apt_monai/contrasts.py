@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ class Contrast:
     def weighting(self) -> str:
         """Its suffix in BIDS without a contrast agent: ``"T1w"``, ``"T2w"``, ``"PDw"``, ``"FLAIR"`` or another."""
         return self.bids.rpartition("_")[2]
+
+    @property
+    def with_agent(self) -> bool:
+        """Whether it was acquired with a contrast agent, by ``ce`` in its suffix in BIDS."""
+        return self.bids.startswith("ce_")
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,21 @@ class ContrastSet:
     def labels(self) -> tuple[str, ...]:
         """The names that people read, in the same order."""
         return tuple(c.label for c in self.contrasts)
+
+    @property
+    def agent_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Every two contrasts of one weighting, the first without and the second with a contrast agent.
+
+        Example::
+
+            >>> BRATS.agent_pairs, ADNI.agent_pairs
+            ((('t1', 't1ce'),), ())
+        """
+        return tuple(
+            (one.name, other.name)
+            for one, other in permutations(self.contrasts, 2)
+            if one.weighting == other.weighting and other.with_agent and not one.with_agent
+        )
 
     def index(self, name: str) -> int:
         """The position of a contrast on the contrast axis.

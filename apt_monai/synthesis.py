@@ -21,7 +21,7 @@ from apt_monai.io.source import read_volume
 from apt_monai.methods import Method
 from apt_monai.models import load as load_method
 from apt_monai.places import find_model
-from apt_monai.preprocessing.output import registration_findings
+from apt_monai.preprocessing.output import preprocessing_findings
 from apt_monai.quality import REFERENCE, Reference, Volumes, check_study
 
 logger = logging.getLogger(__name__)
@@ -157,8 +157,8 @@ class Synthesizer:
         found = check_study(volumes, self.contrasts, self.reference)
         for finding in found:
             logger.warning("%s: %s", study["subject"], finding)
-        registered = registration_findings(next(iter(study["paths"].values())))  # the log had them already
-        return [*registered, *(finding.to_dict() for finding in found)]
+        prepared = preprocessing_findings(next(iter(study["paths"].values())))  # the log had them already
+        return [*prepared, *(finding.to_dict() for finding in found)]
 
     def volumes(self, study: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Synthesise every slice of a study that has been loaded.

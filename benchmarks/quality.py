@@ -182,7 +182,7 @@ def no_space(images: Images, affine: np.ndarray, rng: np.random.Generator) -> tu
     return images, np.full((4, 4), np.nan)  # written with both codes 0
 
 
-def faults(names: tuple[str, ...]) -> dict[str, tuple[Fault, set[str]]]:
+def faults(contrasts: ContrastSet) -> dict[str, tuple[Fault, set[str]]]:
     """By kind of fault, what plants it and the checks that find it."""
     found: dict[str, tuple[Fault, set[str]]] = {
         "skull left in": (_all(scalp), {"skull"}),
@@ -206,9 +206,11 @@ def faults(names: tuple[str, ...]) -> dict[str, tuple[Fault, set[str]]]:
         "left and right unknown": (no_space, set()),
     }
     for one, other in (("t1ce", "flair"), ("t1", "t2"), ("flair", "t2"), ("t1", "flair"), ("t1", "pd"), ("t2", "pd")):
-        if {one, other} <= set(names):
+        if {one, other} <= set(contrasts.names):
             found[f"{one} and {other} swapped"] = (swap(one, other), {"name"})
             found[f"{other} called {one}, beside one other"] = (rename(one, other), {"name"})
+    for without, enhanced in contrasts.agent_pairs:  # where nothing enhances, it cannot be told
+        found[f"{without} and {enhanced} swapped"] = (swap(without, enhanced), {"name"})
     return found
 
 
@@ -255,7 +257,7 @@ def main() -> None:
             studies.append({key: path for key, path in study.items() if key != "seg"})
     rows, false = {}, Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
-        for number, (kind, (plant, checks)) in enumerate(faults(contrasts.names).items()):
+        for number, (kind, (plant, checks)) in enumerate(faults(contrasts).items()):
             if arguments.kinds and kind not in arguments.kinds:
                 continue
             hits, missed = 0, []

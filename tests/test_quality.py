@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from apt_monai.contrasts import ADNI, BRATS
 from apt_monai.errors import ModelError
 from apt_monai.quality import Finding, Reference, Volumes, check_alignment, check_raw, check_study, learn, measure
 from apt_monai.quality.checks import check_volumes
+from apt_monai.quality.enhancement import check_enhancement, learn_enhancement, measure_enhancement
 
 AFFINE = np.diag([-5.0, -5.0, 5.0, 1.0])
 SHAPE = (40, 44, 36)
@@ -111,15 +113,33 @@ def test_contrasts_that_were_swapped_do_not_look_like_their_names(reference: Ref
     assert any("looks like T2 rather than T1" in finding.found for finding in found)
 
 
+def test_t1_and_t1gd_that_were_swapped_are_told_by_what_enhances(reference: Reference) -> None:
+    study = make_study(3, BRATS.names)
+    study["t1ce"] = study["t1"] + np.random.default_rng(5).normal(0, 30, SHAPE) * (study["t1"] > 0)
+    plain = {**study, "t1": study["t1ce"].copy(), "t1ce": study["t1"]}
+    study["t1ce"][18:22, 20:24, 14:20] += 300  # the rim of a tumour
+    swapped = {**study, "t1": study["t1ce"], "t1ce": study["t1"]}
+    limits = learn_enhancement([measure_enhancement(volumes_of(study), BRATS)])
+    assert limits == {("t1", "t1ce"): 0.3}
+    assert check_enhancement(volumes_of(study), BRATS, limits) == []
+    assert check_enhancement(volumes_of(plain), BRATS, limits) == [], "nothing enhances: it cannot be told"
+    (found,) = check_enhancement(volumes_of(swapped), BRATS, limits)
+    assert (found.check, found.file) == ("name", "t1, t1ce") and "T1 and T1Gd may be swapped" in found.found
+    wide = replace(reference, margin=(99.0,) * 4, unlike=(99.0,) * 4)
+    assert wide.check(volumes_of(swapped), BRATS) == [], "a model of an earlier version does not judge it"
+    assert replace(wide, swapped=limits).check(volumes_of(swapped), BRATS) == [found]
+
+
 def test_a_study_unlike_the_training_set_is_told(reference: Reference) -> None:
     study = {name: np.where(v > 0, 1.05 ** (v - 400), 0) for name, v in make_study(3, BRATS.names).items()}
     assert [finding.check for finding in reference.check(volumes_of(study), BRATS)] == ["unlike training"]
 
 
 def test_a_reference_is_read_back_and_a_wrong_one_refused(reference: Reference, tmp_path: Path) -> None:
-    reference.save(tmp_path / "quality.json")
+    replace(reference, swapped={("t1", "t1ce"): 0.3}).save(tmp_path / "quality.json")
     again = Reference.load(tmp_path / "quality.json", BRATS)
     assert again.margin == reference.margin and np.allclose(again.means["t1", "t2"], reference.means["t1", "t2"], 1e-4)
+    assert again.swapped == {("t1", "t1ce"): 0.3}
     with pytest.raises(ModelError, match=r"quality.json: no statistics of t1, t2, pd"):
         Reference.load(tmp_path / "quality.json", ADNI)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from tiny_bundle import environment
+from tiny_bundle import environment, write_untrained_direct
+from tiny_heads import QUICK as QUICK_FILTERS
+from tiny_heads import make_pair, write_raw
 
 import apt_monai
 from apt_monai.cli import main
@@ -16,7 +19,8 @@ from apt_monai.contrasts import BRATS
 from apt_monai.errors import StudyError
 from apt_monai.phantom.datasets import write_phantom_dataset
 from apt_monai.preprocessing import PreprocessingSettings
-from apt_monai.raw import check_raw, synthesize_raw
+from apt_monai.raw import STEPS, check_raw, prepared_study, synthesize_raw
+from apt_monai.report import write_report
 
 QUICK = PreprocessingSettings(bias_spacing=20.0, levels=(8.0, 6.0))
 
@@ -95,6 +99,33 @@ def test_one_line_is_the_three_commands_and_a_bad_study_does_not_stop_the_others
     assert len(made) == 3
     for path in made:
         assert path.read_bytes() == (tmp_path / "one" / name / path.name).read_bytes(), path.name
+
+
+def test_what_quality_control_finds_in_a_raw_scan_is_in_log_sidecar_and_report(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = write_raw(tmp_path / "case", ("t1", "t2"))
+    t2, brain = make_pair("t2")
+    nib.save(nib.Nifti1Image(np.where(brain, t2.volume, 0), t2.affine), study["t2"])  # the planted fault
+    model = apt_monai.load(write_untrained_direct(tmp_path / "model"), device="cpu")
+    written = synthesize_raw(model, study, tmp_path / "out", ["flair"], grid="t1", settings=QUICK_FILTERS)
+    assert "case: t2: it seems to have none" in caplog.text
+    sidecar = json.loads(Path(str(written["flair"]).replace(".nii.gz", ".json")).read_text())
+    found = {(each["check"], each["file"]) for each in sidecar["findings"] if each["found"].startswith("it seems")}
+    assert found == {("skull", "t2")}, "T1 has its skull"
+    prepared = prepared_study("case", tmp_path / "out", BRATS, "t1")
+    page = write_report(prepared, tmp_path / "out" / STEPS / "synthesised", BRATS, tmp_path / "SYNTHETIC.html")
+    assert "it seems to have none" in page.read_text()
+
+
+def test_a_raw_scan_that_can_hold_no_brain_is_one_error(tmp_path: Path) -> None:
+    study = write_raw(tmp_path / "case", ("t1", "t2"))
+    t2, _ = make_pair("t2")
+    nib.save(nib.Nifti1Image(t2.volume[..., 10:12], t2.affine), study["t2"])
+    model = apt_monai.load(write_untrained_direct(tmp_path / "model"), device="cpu")
+    message = "study 'case': t2: it covers 768 ml, and a brain has 900 or more; use a scan of the whole head"
+    with pytest.raises(StudyError, match=message):
+        synthesize_raw(model, study, tmp_path / "out", settings=replace(QUICK_FILTERS, brain_ml=(900.0, 2000.0)))
 
 
 def test_what_cannot_be_done_is_refused_before_hours_of_work() -> None:

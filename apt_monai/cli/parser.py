@@ -181,8 +181,8 @@ def _preprocess(commands: Any) -> None:
         "--mask",
         default=MASK,
         metavar="{itk,deepbet}|PATH",
-        help="the brain mask: deepbet, a network for T1 (else T1Gd, FLAIR, PD and T2, or T2), nearest to the "
-        "truth on the phantom (pip install 'apt_monai[preprocess]'); itk, filters that need no other package; or masks "
+        help="the brain mask: deepbet, a network for T1 (else T1Gd, FLAIR, or PD and T2), nearest to the truth "
+        "on the phantom (pip install 'apt_monai[preprocess]'); itk, filters that need no other package; or masks "
         "of your own, a path with {subject} in it, such as masks/{subject}_mask.nii.gz",
     )
     preprocess.add_argument(

@@ -66,12 +66,12 @@ def find_brain_mask(
 ) -> BrainMask:
     """The mask of a study: the user's own where there is one, else by the tool that the settings name.
 
-    deepbet's network is for T1; a study without a T1-weighted scan gives it FLAIR, PD less T2, or T2 with dark fluid
-    (:func:`t1_like`). Against the true masks of raw phantoms (3 mm; the settings were chosen on the same heads;
-    deepbet's T1 mask has 0.968 to 0.975) the Dice was 0.974 to 0.975 by FLAIR (3 heads), 0.960 to 0.969 by PD and T2
-    (4), and 0.931 to 0.970 by T2 alone (8); against deepbet's T1 mask of a real glioma patient 0.963 by FLAIR and
-    0.939 by T2 alone. PD alone has 0.92 to 0.95 and is refused, as is a mask that is not that of the mirror image
-    (:data:`STEADY`).
+    deepbet's network is for T1; a study without a T1-weighted scan gives it FLAIR or PD less T2 (:func:`t1_like`).
+    Against the true masks of raw phantoms (3 mm; the settings were chosen on the same heads; deepbet's T1 mask has
+    0.968 to 0.975) the Dice was 0.974 to 0.975 by FLAIR (3 heads) and 0.960 to 0.969 by PD and T2 (4); against
+    deepbet's T1 mask of a real glioma patient 0.963 by FLAIR. T2 alone had 0.931 to 0.970 (8) and 0.939, PD alone 0.92
+    to 0.95: less than 0.95 for some heads, without a sign of it. Both are refused, as is a mask that is not that of the
+    mirror image (:data:`STEADY`).
 
     Args:
         subject: the study's name.
@@ -97,8 +97,9 @@ def find_brain_mask(
         found = t1_like(scans, contrasts, matrices)
         if found is None:
             raise StudyError(
-                f"study {subject!r}: no brain mask could be made of {', '.join(sources)}: deepbet needs a T1-weighted "
-                f"scan, FLAIR or T2; {_MASKS_OF_YOUR_OWN}, or look at what ITK's filters find (--mask itk)"
+                f"study {subject!r}: no good brain mask can be made of {', '.join(sources)} alone: deepbet needs a "
+                f"T1-weighted scan, FLAIR, or PD with T2; add one of these, {_MASKS_OF_YOUR_OWN}, or look at what "
+                "ITK's filters find (--mask itk)"
             )
         image, source, what = found
         t1 = contrasts.contrasts[contrasts.index(source)].t1_weighted

@@ -49,12 +49,12 @@ def inputs_of(study: Mapping[str, str], settings: PreprocessingSettings) -> dict
     return {key: source_stat(path) for key, path in files.items()}
 
 
-def registration_findings(scan: str | Path) -> list[dict[str, str]]:
-    """What preprocessing found about the registration of a study, by one of the volumes that it wrote; else nothing.
+def preprocessing_findings(scan: str | Path) -> list[dict[str, str]]:
+    """What preprocessing found about raw scans and their registration, by a volume that it wrote; else nothing.
 
     Example::
 
-        >>> registration_findings("elsewhere/case_t1.nii.gz")
+        >>> preprocessing_findings("elsewhere/case_t1.nii.gz")
         []
     """
     record = Path(scan).parent / DETAILS_FOLDER / TRANSFORMS_NAME

@@ -24,11 +24,11 @@ class PreprocessingSettings:
             it has of the contrast set's ``references``). None is the contrast set's own: for BraTS 1 mm, for ADNI the
             grid of PD and T2.
         mask: the brain mask. ``"deepbet"``: a network for T1 (``pip install deepbet``, weights included, MIT licence);
-            a study without T1 gives it T1Gd, and one without a T1-weighted scan FLAIR, PD less T2 or T2. ``"itk"``:
-            the filters, which need no other package and know no anatomy. Or a path with ``{subject}`` in it, such as
-            ``masks/{subject}_mask.nii.gz``: masks of your own, above 0 in the brain, on the grid of one of the study's
-            scans. On the phantom's T1 (3 mm, two subjects) deepbet's Dice with the true mask was 0.97 and 0.97, that
-            of the filters 0.96 and 0.92 (the second one atrophic).
+            a study without T1 gives it T1Gd, and one without a T1-weighted scan FLAIR or PD less T2; T2 or PD alone is
+            refused. ``"itk"``: the filters, which need no other package and know no anatomy. Or a path with
+            ``{subject}`` in it, such as ``masks/{subject}_mask.nii.gz``: masks of your own, above 0 in the brain, on
+            the grid of one of the study's scans. On the phantom's T1 (3 mm, two subjects) deepbet's Dice with the true
+            mask was 0.97 and 0.97, that of the filters 0.96 and 0.92 (the second one atrophic).
         template: in whose pose isotropic volumes come, on a grid of BraTS's extent, 240 × 240 × 155 mm: ``"mni152"``
             (it is in nilearn's package), the path of another skull-stripped head such as SRI24, or ``"reference"``:
             as the study's reference scan lies, over its field of view. None is the contrast set's own: for BraTS

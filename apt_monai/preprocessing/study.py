@@ -32,6 +32,7 @@ from apt_monai.preprocessing.scan import Matrix, Scan, Volume, read_scan
 from apt_monai.preprocessing.segmentation import carry_segmentation
 from apt_monai.preprocessing.settings import PreprocessingSettings
 from apt_monai.preprocessing.template import find_pose
+from apt_monai.quality import Limits, check_raw
 
 logger = logging.getLogger(__name__)
 
@@ -80,13 +81,14 @@ def preprocess_study(
     names = _check_names(study, contrast_set)
     inputs = inputs_of(study, settings)
     raw = {name: read_scan(study[name]) for name in names}
+    findings = _check_scans(subject, raw, settings, settings.own_mask(study) is not None)
     grid = settings.grid_of(contrast_set)
     ranked = [name for name in contrast_set.references or names if name in raw]
     reference = _reference(subject, ranked, grid)
 
     scans = {name: correct_bias(scan, settings.bias_spacing) for name, scan in raw.items()}
     matrices, matches = register_study(subject, scans, reference, contrast_set, settings.levels)
-    findings = judge_registration(subject, matches, reference)
+    findings += judge_registration(subject, matches, reference)
     mask = find_brain_mask(subject, scans, contrast_set, settings, settings.own_mask(study), matrices)
     pose, template = None, settings.template_of(contrast_set)
     if template is not None and isinstance(grid, (int, float)):
@@ -143,6 +145,23 @@ def _check_names(study: Mapping[str, str], contrasts: ContrastSet) -> list[str]:
     if not names:
         raise StudyError(f"study {subject!r}: has no contrast; at least one of {', '.join(contrasts.names)} is needed")
     return names
+
+
+def _check_scans(
+    subject: str, scans: Mapping[str, Scan], settings: PreprocessingSettings, own_mask: bool
+) -> list[dict[str, str]]:
+    """The findings about the raw scans, each a warning in the log; raises where one of them is an error.
+
+    Where the brain mask is the user's own, any part of a brain will do.
+    """
+    least, largest = settings.brain_ml
+    limits = Limits(brain_ml=(0.0 if own_mask else least, largest))
+    found = [each for name, scan in scans.items() for each in check_raw(name, scan.volume, scan.affine, limits)]
+    if errors := [str(each) for each in found if each.severity == "error"]:
+        raise StudyError(f"study {subject!r}: {'; '.join(errors)}")
+    for each in found:
+        logger.warning("%s: %s", subject, each)
+    return [each.to_dict() for each in found]
 
 
 def _reference(subject: str, names: Sequence[str], grid: tuple[str, ...] | float) -> str:

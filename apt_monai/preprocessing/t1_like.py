@@ -10,11 +10,6 @@ from apt_monai.contrasts import ContrastSet
 from apt_monai.preprocessing.resampling import resample
 from apt_monai.preprocessing.scan import Matrix, Scan, otsu_thresholds
 
-FLUID = 97.0
-"""The percentile of the head's intensities in T2 that is fluid's brightness."""
-TISSUE = 0.4
-"""How bright white matter is in T2, relative to fluid."""
-
 
 def t1_like(
     scans: Mapping[str, Scan], contrasts: ContrastSet, matrices: Mapping[str, Matrix]
@@ -22,7 +17,8 @@ def t1_like(
     """Of a study's scans the one, or of them an image, that shows fluid and bone dark and tissue bright, as T1 does.
 
     In this order: a T1-weighted scan, as the contrast set's ``mask_sources`` rank them; FLAIR, which does so by itself;
-    PD less T2 (:func:`subtract_fluid`); T2 with its bright side turned down (:func:`darken_fluid`).
+    PD less T2 (:func:`subtract_fluid`). T2 alone, its bright side turned down, was measured and was not good enough:
+    see :func:`apt_monai.preprocessing.brain_mask.find_brain_mask`.
 
     Args:
         scans: by contrast, bias corrected.
@@ -45,8 +41,6 @@ def t1_like(
         between = matrices[t2] @ np.linalg.inv(matrices[pd])
         moved = Scan(resample(scans[t2], there.volume.shape, there.affine, between, order=1), there.affine)
         return subtract_fluid(there, moved), pd, f"{pd} less {t2}"
-    if t2:
-        return darken_fluid(scans[t2]), t2, f"{t2} with dark fluid"
     return None
 
 
@@ -68,18 +62,3 @@ def subtract_fluid(pd: Scan, t2: Scan, fluid: float = 98.0) -> Scan:
     wet = head & (t2.volume >= np.percentile(t2.volume[head], fluid)) & (t2.volume > 0)
     share = np.median(pd.volume[wet] / t2.volume[wet])
     return Scan(np.clip(pd.volume - share * t2.volume, 0, None).astype(np.float32), pd.affine)
-
-
-def darken_fluid(t2: Scan, fluid: float = FLUID, tissue: float = TISSUE) -> Scan:
-    """T2 up to the brightness of white matter, and from there on down, to 0 where fluid is.
-
-    Args:
-        t2: the scan.
-        fluid: the percentile of the head's intensities that is fluid's brightness.
-        tissue: the brightness of white matter relative to that.
-    """
-    head = t2.volume > otsu_thresholds(t2.volume, 1)[0] / 2
-    brightest = float(np.percentile(t2.volume[head], fluid))
-    level = t2.volume / brightest
-    turned = np.where(level < tissue, level / tissue, np.clip((1 - level) / (1 - tissue), 0, 1))
-    return Scan(turned.astype(np.float32), t2.affine)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from scipy import ndimage, stats
 from apt_monai.contrasts import ContrastSet
 from apt_monai.errors import ModelError
 from apt_monai.files import write_text
+from apt_monai.quality.enhancement import check_enhancement
 from apt_monai.quality.findings import Finding
 from apt_monai.quality.volumes import Volumes
 
@@ -90,6 +91,8 @@ class Reference:
         margin: for 1, 2, … C contrasts, how much farther than under other names they must be for a finding.
         unlike: for 1, 2, … C contrasts, the distance from which on a study is unlike the training set.
         subjects: how many studies they were learned from.
+        swapped: by two contrasts, without and with a contrast agent, from where on they may be swapped
+            (:func:`apt_monai.quality.enhancement.learn_enhancement`); one that is not there is not judged.
     """
 
     means: Mapping[tuple[str, ...], np.ndarray]
@@ -97,6 +100,7 @@ class Reference:
     margin: tuple[float, ...]
     unlike: tuple[float, ...]
     subjects: int
+    swapped: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def distance(self, names: tuple[str, ...], features: np.ndarray) -> float:
         """How far some numbers are from what is usual under these names: 1 is as training studies are on average."""
@@ -137,6 +141,8 @@ class Reference:
                     f"it looks like {labels[other]} rather than {labels[name]} (by {better:.2f}, from {margin:.2f} on)"
                 )
                 found.append(Finding("warning", "name", name, text, "see whether files were swapped or misnamed"))
+        if not found:
+            found = check_enhancement(volumes, contrasts, self.swapped)
         distance = self.unlikeness(features)
         if distance > unlike and not found:
             text = f"it is unlike the {self.subjects} studies that were looked at in training: its distance is "
@@ -152,6 +158,7 @@ class Reference:
             "subjects": self.subjects,
             "margin": list(self.margin),
             "unlike": list(self.unlike),
+            "swapped": {"/".join(key): each for key, each in self.swapped.items()},
             "means": {"/".join(key): _rounded(each) for key, each in self.means.items()},
             "precisions": {str(kind): _rounded(each) for kind, each in self.precisions.items()},
         }
@@ -169,7 +176,9 @@ class Reference:
             means = {tuple(key.split("/")): np.array(each, float) for key, each in content["means"].items()}
             precisions = {int(kind): np.array(each, float) for kind, each in content["precisions"].items()}
             margin, unlike = (tuple(float(each) for each in content[key]) for key in ("margin", "unlike"))
-            found = cls(means, precisions, margin, unlike, int(content["subjects"]))
+            pairs = [(*key.split("/"), float(each)) for key, each in content.get("swapped", {}).items()]
+            swapped = {(without, enhanced): each for without, enhanced, each in pairs}
+            found = cls(means, precisions, margin, unlike, int(content["subjects"]), swapped)
             wanted = {(name,) for name in contrasts.names} | set(permutations(contrasts.names, 2))
             if set(means) != wanted or any(each.shape != (len(precisions[len(key)]),) for key, each in means.items()):
                 raise ValueError("of other contrasts")
@@ -178,7 +187,7 @@ class Reference:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
                 f"{path}: no statistics of {', '.join(contrasts.names)} ({error!r}); delete it and run the training's "
-                "run id 'quality' again"
+                "run id 'learn_quality' again"
             ) from error
         return found
 

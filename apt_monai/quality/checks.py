@@ -156,6 +156,10 @@ def check_raw(contrast: str, volume: np.ndarray, affine: np.ndarray, limits: Lim
         contrast: its name.
         volume: ``(X, Y, Z)`` raw intensities.
         affine: ``(4, 4)``, voxels to mm.
+        limits: what it is held against.
+
+    Returns:
+        The findings; an error where no whole brain can be in the scan, else warnings.
 
     Example::
 
@@ -167,8 +171,18 @@ def check_raw(contrast: str, volume: np.ndarray, affine: np.ndarray, limits: Lim
     limits = limits or Limits()
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     there = volume != 0
-    ml = float(np.count_nonzero(there) * edges.prod() / 1000)
+    field, ml = (float(voxels * edges.prod() / 1000) for voxels in (there.size, np.count_nonzero(there)))
     found = []
+    if field < limits.brain_ml[0]:
+        found.append(
+            Finding(
+                "error",
+                "field of view",
+                contrast,
+                f"it covers {field:.0f} ml, and a brain has {limits.brain_ml[0]:g} or more",
+                "use a scan of the whole head",
+            )
+        )
     if edges.max() > limits.edge:
         found.append(
             _warning(

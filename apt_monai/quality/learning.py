@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from apt_monai.contrasts import ContrastSet
 from apt_monai.errors import StudyError
 from apt_monai.quality.appearance import Reference, learn, measure
+from apt_monai.quality.enhancement import learn_enhancement, measure_enhancement
 from apt_monai.quality.volumes import Volumes
 from apt_monai.transforms.study import LoadStudyd
 
@@ -36,7 +38,7 @@ def learn_reference(
         StudyError: a study cannot be used.
         ValueError: fewer than 8 studies with every contrast are left.
     """
-    load, found = LoadStudyd(contrasts), []
+    load, found, enhancements = LoadStudyd(contrasts), [], []
     rows = np.unique(np.linspace(0, len(studies) - 1, min(most, len(studies))).round().astype(int))
     for row in tqdm(rows, "quality", unit="study"):
         loaded = load({key: path for key, path in studies[row].items() if key != "seg"})
@@ -45,7 +47,8 @@ def learn_reference(
         volumes = Volumes(values, loaded["region"].numpy()[0] > 0, loaded["image"].affine.numpy())
         if volumes.edges.max() <= coarsest:
             found.append(measure(volumes))
-    return learn(found, contrasts)
+            enhancements.append(measure_enhancement(volumes, contrasts))
+    return replace(learn(found, contrasts), swapped=learn_enhancement(enhancements))
 
 
 def write_reference(studies: Sequence[Mapping[str, str]], contrasts: ContrastSet, path: str | Path) -> None:
