@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from monai.networks.nets import SegResNet
 from test_apt import CountingEncoder, codebook, make_method
+from tiny_methods import SMALL, small_method
 from torch import nn
 
 from apt_monai.contrasts import BRATS
@@ -39,6 +41,7 @@ METHODS_UNDER_TEST: dict[str, Callable[[], Method]] = {
     "copy": lambda: Copy(PREPROCESSING),
     "copy with a ranking": lambda: Copy(PREPROCESSING, {"flair": ["t1ce", "t2"], "t2": ["flair"]}),
     "prior": lambda: Prior(PREPROCESSING, codebook()),
+    **{name: partial(small_method, name) for name in SMALL},
 }
 every_method = pytest.mark.parametrize("make", METHODS_UNDER_TEST.values(), ids=METHODS_UNDER_TEST)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from apt_monai.contrasts import get_contrast_set
 from apt_monai.inferers import TwoStageInferer, noise_scheduler
 from apt_monai.methods import METHODS, Method
@@ -20,11 +22,11 @@ ONE_PASS = {"start_step": 1000, "sampling_steps": 1, "unroll_iterations": 0, "gu
 STEPS = {**ONE_PASS, "sampling_steps": 3, "next_step": "ddim"}
 SMALL: dict[str, dict[str, Any]] = {
     "mmgan": {"network": {"widths": [8, 8, 8]}, "discriminator": {"widths": [8, 8]}, "multiple": 8},
-    "hinet": {"network": {"widths": [4, 8]}, "discriminator": {"widths": [4, 8]}, "multiple": 2},
+    "hinet": {"network": {"widths": [4, 8]}, "discriminator": {"widths": [4]}, "multiple": 2},
     "resvit": {
-        "network": {"width": 4, "blocks": 6, "hidden": 8, "layers": 1, "mlp": 8, "heads": 2, "tokens": 1},
+        "network": {"width": 4, "blocks": 6, "hidden": 8, "layers": 1, "mlp": 8, "heads": 2, "tokens": 2},
         "discriminator": {"channels": 4, "num_layers_d": 1},
-        "multiple": 16,
+        "multiple": 32,
     },
     "adm": {"network": UNET, "multiple": 2, "schedule": "linear_beta", "sampling": STEPS},
     "syndiff": {
@@ -74,5 +76,8 @@ def small_method(name: str, dataset: str = "brats") -> Method:
     settings = small_settings(name, dataset)
     kind = METHODS[name]
     inferer = TwoStageInferer.from_settings(noise_scheduler(**settings["scheduler"]), settings["sampling"])
-    denoiser = kind.build_denoiser(kind.build_network(settings), settings, "float32")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = kind.build_network(settings)
+    denoiser = kind.build_denoiser(network, settings, "float32")
     return kind(denoiser, inferer, StudyPreprocessing.from_settings(settings))

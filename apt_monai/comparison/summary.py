@@ -77,8 +77,8 @@ def summarise(cells: Mapping[str, Sequence[Row]], targets: Sequence[str]) -> lis
 
     Returns:
         Dictionaries with ``"row"``, ``"subjects"``, ``"scores"`` (by score, then by target or ``"mean"``: ``"mean"``,
-        ``"std"``, ``"low"``, ``"high"``), ``"seconds"`` (a slice, the median) and ``"p"``: for PSNR, SSIM and HaarPSI over
-        the mean of the targets, the two-sided paired Wilcoxon test against the best other row, Holm-corrected.
+        ``"std"``, ``"low"``, ``"high"``), ``"seconds"`` (a slice, the median) and ``"p"``: of PSNR, SSIM and
+        HaarPSI over all targets, the two-sided paired Wilcoxon test against the best other row, Holm-corrected.
     """
     entries: list[dict[str, Any]] = []
     for label, rows in cells.items():

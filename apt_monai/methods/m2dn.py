@@ -107,9 +107,8 @@ class M2DNNetwork(nn.Module):
         y: Tensor | None = None
         skips = []
         for level, (fuse, down) in enumerate(zip(self.fusions, self.downs, strict=True)):
-            own = [
-                encoder[level](self.pool(o) if level else o, emb) for encoder, o in zip(self.encoders, own, strict=True)
-            ]
+            own = [self.pool(one) for one in own] if level else own
+            own = [levels[level](one, emb) for levels, one in zip(self.encoders, own, strict=True)]  # type: ignore[index]
             y = down(fuse(cat(own if y is None else [*own, self.pool(y)], dim=1)), emb)
             skips.append(y)
         assert y is not None
