@@ -251,6 +251,14 @@ def _table(commands: Any) -> None:
     table.add_argument("numbers", metavar="N", nargs="+", choices=[*"1234567"], help="which tables, 1 to 7")
     _comparison(table)
     table.add_argument("--cases", choices=["all"], help="every subset (default: each contrast from all others)")
+    table.add_argument(
+        "--dice",
+        type=at_least(1),
+        default=0,
+        metavar="N",
+        help="also the Dice of a tumour segmentation network, trained for N iterations on acquired contrasts, when one "
+        "contrast is replaced by each row's",
+    )
 
 
 def _figure(commands: Any) -> None:

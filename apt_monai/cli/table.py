@@ -42,5 +42,6 @@ def comparison_of(arguments: argparse.Namespace) -> Comparison:
         data = out / "phantoms"
         write_phantom_dataset(data, contrasts.name, arguments.phantom, SEED, SPACING)
     plan = Plan(contrasts, Path(data).absolute(), out, arguments.budget)
-    protocol = Protocol(arguments.slices_per_subject, getattr(arguments, "cases", None), arguments.subjects)
+    cases, segmenter = getattr(arguments, "cases", None), getattr(arguments, "dice", 0)
+    protocol = Protocol(arguments.slices_per_subject, cases, arguments.subjects, segmenter)
     return Comparison(plan, protocol, given)

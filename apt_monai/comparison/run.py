@@ -15,14 +15,16 @@ from typing import Any
 from apt_monai import models
 from apt_monai.comparison.paper import paper_numbers
 from apt_monai.comparison.priors import starting_from
-from apt_monai.comparison.summary import TESTED, summarise
+from apt_monai.comparison.summary import BEYOND, TESTED, summarise
 from apt_monai.comparison.systems import LABELS, Plan, train_system
 from apt_monai.comparison.tables import TABLES, PaperTable, TableRow
 from apt_monai.data.preparation import studies_of_split
 from apt_monai.data.readers import read_studies
 from apt_monai.evaluation import EvaluationSlices, copy_ranking, evaluate_methods
+from apt_monai.evaluation.downstream import dice_with, train_segmenter
 from apt_monai.evaluation.run import Cases
 from apt_monai.evaluation.scores import Row
+from apt_monai.evaluation.statistics import mean
 from apt_monai.files import write_text
 from apt_monai.hardware import choose_device, choose_precision, device_name
 from apt_monai.methods import APT, Copy, Method, Prior
@@ -40,12 +42,14 @@ class Protocol:
         slices_per_subject: an even number; None: every slice.
         cases: as :func:`apt_monai.evaluation.evaluate_methods` takes them.
         subjects: at most so many of the split's test subjects; None: all.
+        segmenter_iterations: of the training of the network whose Dice tells what a synthesis is good for; 0: none.
         batch_size: how many slices of a study a method is given at a time.
     """
 
     slices_per_subject: int | None = 2
     cases: Cases = None
     subjects: int | None = None
+    segmenter_iterations: int = 0
     batch_size: int = 8
 
 
@@ -90,6 +94,8 @@ class Comparison:
         of_row = {row.label: costs[row.system] for row in rows}
         for entry in entries:
             entry["cost"] = of_row[entry["row"].split(": ")[0]]
+            if self.protocol.segmenter_iterations and not table.subsets:
+                entry["dice"] = self.dice(next(row for row in rows if row.label == entry["row"]))
             entry["paper"] = paper_numbers(self.plan.contrasts.name, number, entry["row"].removeprefix("APT: "))
         return write_table(self.plan.out / "tables", number, table, entries, self.plan.contrasts.names, self._budget())
 
@@ -119,8 +125,23 @@ class Comparison:
             {row.label: method}, self.slices("test"), cases, folder, device=self.device, precision=self.precision
         ).rows
 
+    def dice(self, row: TableRow) -> float:
+        """The mean Dice of a segmentation network over test subjects when each contrast in turn is the row's.
+
+        The network is trained once, on the training subjects' acquired contrasts. A row's Dice is kept beside its cell.
+        """
+        record = self.plan.out / "cells" / slug(row.label) / "dice.json"
+        if not record.is_file():
+            weights, iterations = self.plan.out / "segmenter.pt", self.protocol.segmenter_iterations
+            entries = self.slices("train").entries
+            network = train_segmenter(entries, self.plan.contrasts, weights, iterations, self.plan.seed, self.device)
+            found = dice_with(network, {row.label: self.method(row)}, self.slices("test"), self.device)
+            write_text(record, json.dumps(_finite(found), indent=1) + "\n")
+        found = json.loads(record.read_text(encoding="utf-8"))
+        return mean([entry["dice"] for entry in found if entry["method"] == row.label and entry["dice"] is not None])
+
     def slices(self, part: str) -> EvaluationSlices:
-        """The slices of the split's test or validation subjects."""
+        """The slices of a part of the split: ``"train"``, ``"validation"`` or ``"test"``."""
         if part not in self._slices:
             studies = read_studies(self.plan.data, self.plan.contrasts, require_all=True)
             split = next(self.plan.out.glob("models/*/split.json"), None)
@@ -210,6 +231,7 @@ def markdown(
         cells.append(f"{entry['seconds']:.3g}")
         lines.append(f"| {entry['row']} | {' | '.join(cells)} |")
     lines += ["", EXPLAINED.format(subjects=max(entry["subjects"] for entry in entries))]
+    lines += ["", *_beyond(entries)]
     known = [entry for entry in entries if entry["paper"]]
     if known:
         lines += [
@@ -225,6 +247,39 @@ def markdown(
             lines.append(f"| {entry['row']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
+
+def _beyond(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What PSNR and SSIM don't tell: means over all targets, sums of lesions, Dice where it was measured."""
+    shown = {
+        score: name
+        for score, name in BEYOND.items()
+        if any(math.isfinite(entry["scores"][score]["mean"]["mean"]) for entry in entries)
+    }
+    lesions = any(entry["lesions"]["lesions"] for entry in entries)
+    dice = any("dice" in entry for entry in entries)
+    heads = [*shown.values(), *(["lesions missed", "invented"] if lesions else []), *(["Dice"] if dice else [])]
+    lines = [f"| row | {' | '.join(heads)} |", "| --- |" + " --- |" * len(heads)]
+    for entry in entries:
+        values = [entry["scores"][score]["mean"]["mean"] for score in shown]
+        cells = [
+            "–" if math.isnan(v) else f"{v:.{2 if s.startswith('psnr') or s == 'structure' else 3}f}"
+            for s, v in zip(shown, values, strict=True)
+        ]
+        if lesions:
+            found = entry["lesions"]
+            cells += [f"{found['missed']:.0f} of {found['lesions']:.0f}", f"{found['invented']:.0f}"]
+        if dice:
+            cells.append(f"{entry['dice']:.3f}" if "dice" in entry else "–")
+        lines.append(f"| {entry['row']} | {' | '.join(cells)} |")
+    return [*lines, "", BEYOND_EXPLAINED]
+
+
+BEYOND_EXPLAINED = (
+    "Means over all targets. Structure: PSNR after the one rising intensity curve that fits best. Detail, flicker: "
+    "gradient energy in and between slices over the truth's (1 is right). Coverage: of the 90 % interval. Lesions: "
+    "enhancing ones in the contrast taken with gadolinium, over all slices. Dice: of a segmentation network trained on "
+    "acquired contrasts, when one contrast is replaced by the row's."
+)
 
 EXPLAINED = (
     "PSNR in dB / SSIM over the whole slice, on the acquired grid and the truth's own scale: means over {subjects} "

@@ -9,13 +9,26 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from apt_monai.evaluation.scores import Row
+from apt_monai.evaluation.scores import COUNTS, Row
 from apt_monai.evaluation.significance import paired_p
 from apt_monai.evaluation.statistics import mean, std
 
-SCORES = {"psnr_slice": 2, "ssim_slice": 4, "haarpsi": 4, "psnr_brain": 2, "structure": 2, "detail": 2, "flicker": 2}
-"""What is summed up, and with how many digits it is written."""
 TESTED = ("psnr_slice", "ssim_slice", "haarpsi")
+"""The scores for which rows are tested against the best one."""
+BEYOND = {
+    "psnr_brain": "brain, dB",
+    "psnr_healthy": "without tumour, dB",
+    "psnr_tumour": "tumour, dB",
+    "structure": "structure, dB",
+    "haarpsi": "HaarPSI",
+    "detail": "detail",
+    "flicker": "flicker",
+    "coverage": "coverage",
+    "brasyn_tumour": "BraSyn, tumour",
+    "brasyn_healthy": "BraSyn, healthy",
+}
+"""What PSNR and SSIM over the slice don't tell, as the table's columns are called."""
+SUMMED = ("psnr_slice", "ssim_slice", *BEYOND)
 BOOTSTRAPS = 2000
 
 
@@ -77,13 +90,14 @@ def summarise(cells: Mapping[str, Sequence[Row]], targets: Sequence[str]) -> lis
 
     Returns:
         Dictionaries with ``"row"``, ``"subjects"``, ``"scores"`` (by score, then by target or ``"mean"``: ``"mean"``,
-        ``"std"``, ``"low"``, ``"high"``), ``"seconds"`` (a slice, the median) and ``"p"``: of PSNR, SSIM and
-        HaarPSI over all targets, the two-sided paired Wilcoxon test against the best other row, Holm-corrected.
+        ``"std"``, ``"low"``, ``"high"``), ``"lesions"`` (how many, missed, invented), ``"seconds"`` (a slice, the median)
+        and ``"p"``: of PSNR, SSIM and HaarPSI over all targets, the two-sided paired Wilcoxon test against the best other
+        row, Holm-corrected over the rows.
     """
     entries: list[dict[str, Any]] = []
     for label, rows in cells.items():
         scores: dict[str, dict[str, dict[str, float]]] = {}
-        for score in (s for s in SCORES if rows and hasattr(rows[0], s)):
+        for score in SUMMED:
             found = {}
             for target in (*targets, None):
                 values = list(subject_scores(rows, score, target).values())
@@ -91,9 +105,15 @@ def summarise(cells: Mapping[str, Sequence[Row]], targets: Sequence[str]) -> lis
                     low, high = interval(values)
                     found[target or "mean"] = {"mean": mean(values), "std": std(values), "low": low, "high": high}
             scores[score] = found
-        seconds = float(np.median([row.seconds for row in rows])) if rows else math.nan
         entries.append(
-            {"row": label, "subjects": len({r.subject for r in rows}), "scores": scores, "seconds": seconds, "p": {}}
+            {
+                "row": label,
+                "subjects": len({row.subject for row in rows}),
+                "scores": scores,
+                "lesions": {name: sum(n for row in rows if not math.isnan(n := getattr(row, name))) for name in COUNTS},
+                "seconds": float(np.median([row.seconds for row in rows])),
+                "p": {},
+            }
         )
     for score in TESTED:
         for label, p in _tests(cells, entries, score).items():
