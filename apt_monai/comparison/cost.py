@@ -27,7 +27,7 @@ def parameters(settings: Mapping[str, Any]) -> int:
         >>> network = {"spatial_dims": 2, "in_channels": 8, "out_channels": 8, "init_filters": 8, "blocks_down": [1],
         ...     "blocks_up": []}
         >>> parameters({"method": "direct", "network": network})
-        2360
+        1848
     """
     with torch.device("meta"):
         network = METHODS[settings["method"]].build_network(settings)

@@ -57,5 +57,5 @@ def starting_from(method: APT, start: Start) -> APT:
         return method
     other = copy.copy(method)
     other.codebook = ZeroPrior(method.contrasts) if start == "zero" else shuffled(method.codebook)  # type: ignore[assignment]
-    other.weights = {**method.weights, "prior": start}
+    other.weights = {**method.weights, "start": start}
     return other

@@ -90,8 +90,8 @@ def summarise(cells: Mapping[str, Sequence[Row]], targets: Sequence[str]) -> lis
 
     Returns:
         Dictionaries with ``"row"``, ``"subjects"``, ``"scores"`` (by score, then by target or ``"mean"``: ``"mean"``,
-        ``"std"``, ``"low"``, ``"high"``), ``"lesions"`` (how many, missed, invented), ``"seconds"`` (a slice, the median)
-        and ``"p"``: of PSNR, SSIM and HaarPSI over all targets, the two-sided paired Wilcoxon test against the best other
+        ``"std"``, ``"low"``, ``"high"``), ``"lesions"`` (all, missed, invented), ``"seconds"`` (a slice, the median)
+        and ``"p"``: of PSNR, SSIM and HaarPSI over all targets, the paired Wilcoxon test against the best other
         row, Holm-corrected over the rows.
     """
     entries: list[dict[str, Any]] = []
