@@ -102,7 +102,7 @@ def test_each_row_is_tested_against_the_best_other_and_the_mean_is_over_targets_
 
 
 def test_a_table_says_cost_and_paper_and_leaves_out_what_no_row_has() -> None:
-    found = summarise({"APT": scores({"a": 20.0, "b": 22.0}, coverage=math.nan)}, ADNI.names)
+    found = summarise({"APT": scores({"a": 20.0, "b": 22.0}, coverage=math.nan, lesions=0.0)}, ADNI.names)
     cost = {"parameters": 1_500_000, "iterations": 30, "batch_size": 16, "tflop": 2.5, "seconds": 61.0}
     entry = {**found[0], "cost": cost, "paper": paper_numbers("adni", "1", "APT")}
     text = markdown("1", TABLES["1"], [entry], ADNI.names, "2.5 TFLOP of training each")
