@@ -227,4 +227,6 @@ def test_what_is_known_is_set_and_a_mean_over_nothing_is_zero() -> None:
     known = Conditions(image, torch.tensor([[True, False]]), brain=brain)
     clean = set_known(torch.zeros(1, 2, 2, 2), known)
     assert (clean[:, 0] == 0.5).all() and clean[0, 1].tolist() == [[0, -1], [0, 0]]
-    assert float(mean_over(torch.ones(1, 2), torch.zeros(1, 2))) == 0
+    values, weight = torch.ones(3, 1, 1, 4), torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])[:, None, None]
+    values[0] = 4
+    assert float(mean_over(values, weight)) == pytest.approx((4 + 1 + 0) / 3)

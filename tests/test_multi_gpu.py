@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import torch
 from monai.networks.schedulers import DDPMScheduler
 from tiny_bundle import ROOT, command, environment, finish
 from tiny_heads import write_raw
+from tiny_methods import SMALL
 
 from apt_monai import distributed
 from apt_monai.engines import ContextPrepareBatch, FusionPrepareBatch
@@ -179,6 +181,42 @@ def test_two_ranks_train_our_own_method_as_one_does(data: Path, tmp_path: Path) 
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 0.02 * moved
     widths = [json.loads((tmp_path / name / "model" / "calibration.json").read_text()) for name in ("one", "two")]
     assert widths[0]["deviation"] == widths[1]["deviation"] and widths[1]["subjects"] == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_gan_as_one_does(data: Path, tmp_path: Path) -> None:
+    """Both its networks: a discriminator that differs between ranks would draw the generators apart."""
+    sizes = {key: value for key, value in tiny_bundle.settings_of("train").items() if "#" not in key}
+    sizes |= {
+        "network_settings": SMALL["resvit"]["network"],
+        "discriminator_settings": SMALL["resvit"]["discriminator"],
+        "multiple": 32,
+        "crop": 32,
+        "batch_size": 12,
+        "dataset_dir": data,
+    }
+    steepest = tmp_path / "steepest.yaml"
+    steepest.write_text(
+        "".join(
+            f"{which}: {{_target_: torch.optim.SGD, params: $@{of}.parameters(), lr: '@learning_rate'}}\n"
+            for which, of in (("optimizer", "network"), ("adversary_optimizer", "adversary"))
+        )
+    )
+    configs = [str(tiny_bundle.configs_of() / name) for name in ("train.yaml", "methods/resvit.yaml")]
+    configs.append(str(steepest))
+    found = {}
+    for name, ranks, rate in (("still", 1, 0.0), ("one", 1, 0.0005), ("two", 2, 0.0005)):
+        places = {"model_dir": tmp_path / name / "model", "work_dir": tmp_path / name / "work"}
+        options = {**sizes, **places, "learning_rate": rate, "config_file": configs}
+        words = itertools.chain.from_iterable((f"--{key}", str(value)) for key, value in options.items())
+        launch = ["torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
+        done = finish([sys.executable, "-m", *launch, "monai.bundle", "run", "training", *words])
+        assert done.returncode == 0, done.stdout
+        found[name] = torch.load(tmp_path / name / "model" / "model.pt", weights_only=True)
+    still, one, two = found.values()
+    moved = max(float((one[key].float() - still[key].float()).abs().max()) for key in one)
+    apart = max(float((one[key].float() - two[key].float()).abs().max()) for key in one)
+    assert moved > 0 and apart < 0.02 * moved
 
 
 @pytest.mark.slow

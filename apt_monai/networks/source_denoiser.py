@@ -75,5 +75,8 @@ def set_known(clean: Tensor, conditions: Conditions) -> Tensor:
 
 
 def mean_over(values: Tensor, weight: Tensor) -> Tensor:
-    """The mean of ``values`` where ``weight`` is 1; 0 where it is nowhere."""
-    return (values * weight).sum() / weight.sum().clamp(min=1)
+    """The mean of ``values`` ``(B, C, H, W)`` where ``weight`` is 1 (0 where it is nowhere), of each slice; then of all.
+
+    Each slice weighs the same, whatever it lacks, so that ranks can share a batch.
+    """
+    return ((values * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1)).mean()
