@@ -47,7 +47,7 @@ def test_its_links_lead_somewhere() -> None:
 
 
 def test_its_command_lines_are_understood() -> None:
-    commands = re.findall(r"python -m apt_monai ([^`\n]+)", text())
+    commands = re.findall(r"python -m apt_monai ([^`\n]+)", text().replace("\\\n", ""))
     names = [build_parser(words).parse_args(words).name for words in map(shlex.split, commands)]
     assert names == ["phantom", "train", "synthesize", "train", "evaluate", "table"]
 
