@@ -17,7 +17,7 @@ from apt_monai.cli.parser import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
-ITERATIONS = 60  # it runs; what it learns is not looked at
+ITERATIONS = 30  # it runs; what it learns is not looked at
 
 
 def read() -> nbformat.NotebookNode:
