@@ -192,7 +192,8 @@ def test_every_package_that_is_imported_is_declared(folder: str, extras: tuple[s
     ours = {"apt_monai", "benchmarks", "conftest", *sys.stdlib_module_names}
     ours |= {path.stem for path in (ROOT / "tests").glob("*.py")} | {"AptSynthesisLib"}  # docs/slicer
     known = declared(*extras)
-    known |= {"packaging", "timm"} if folder == "tests" else set()  # pytest and open_clip themselves need them
+    # pytest, open_clip and nbclient themselves need them
+    known |= {"packaging", "timm", "nbformat"} if folder == "tests" else set()
     undeclared = set()
     for path in (ROOT / folder).rglob("*.py"):
         for imported, _ in imports(module_name(path), path):

@@ -246,7 +246,7 @@ def _table(commands: Any) -> None:
         commands,
         "table",
         "make tables of the paper: train what is not trained, evaluate what is not evaluated",
-        "table 1 DATA --dataset brats --out study",
+        "table 1 --data DATA --dataset brats --out study",
     )
     table.add_argument("numbers", metavar="N", nargs="+", choices=[*"1234567"], help="which tables, 1 to 7")
     _comparison(table)
@@ -266,7 +266,7 @@ def _figure(commands: Any) -> None:
         commands,
         "figure",
         "draw figures of the paper: a slice by every system (4: BraTS, 5: ADNI), or from the fused features alone (6)",
-        "figure 4 DATA --dataset brats --out study",
+        "figure 4 --data DATA --dataset brats --out study",
     )
     figure.add_argument("numbers", metavar="N", nargs="+", choices=[*"456"], help="which figures, 4 to 6")
     _comparison(figure)

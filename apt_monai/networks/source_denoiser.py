@@ -75,7 +75,7 @@ def set_known(clean: Tensor, conditions: Conditions) -> Tensor:
 
 
 def mean_over(values: Tensor, weight: Tensor) -> Tensor:
-    """The mean of ``values`` ``(B, C, H, W)`` where ``weight`` is 1 (0 where it is nowhere), of each slice; then of all.
+    """The mean of ``values`` ``(B, C, H, W)`` where ``weight`` is 1 (0 where it is nowhere), first of each slice.
 
     Each slice weighs the same, whatever it lacks, so that ranks can share a batch.
     """
