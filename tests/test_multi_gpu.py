@@ -192,6 +192,9 @@ def test_two_ranks_train_a_gan_as_one_does(data: Path, tmp_path: Path) -> None:
         "discriminator_settings": SMALL["resvit"]["discriminator"],
         "multiple": 32,
         "crop": 32,
+        "precision": "float32",  # a sum in another order is another bfloat16
+        "iterations": 2,
+        "epoch_length": 2,  # instance norms of next to nothing amplify the last digit from step to step
         "batch_size": 12,
         "dataset_dir": data,
     }

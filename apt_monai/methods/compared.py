@@ -53,6 +53,17 @@ class ComparedMethod(SampledMethod):
         raise ValueError(f"{cls.name} is trained without a discriminator")
 
     @classmethod
+    def build_adversary(cls, settings: Mapping[str, Any], precision: str, seed: int) -> Adversary:
+        """The system's :meth:`adversary` with weights drawn from the seed: the same on every rank.
+
+        Raises:
+            ValueError: the system is no GAN.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls.adversary(settings, precision)
+
+    @classmethod
     def build_network(cls, settings: Mapping[str, Any]) -> nn.Module:
         return cls.network_of(len(settings["contrasts"]["contrasts"]), **settings["network"])
 
