@@ -162,6 +162,7 @@ def test_a_comparison_that_cannot_be_is_one_line(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # nine systems are trained
 def test_tables_and_figures_train_evaluate_and_go_on_by_one_command(tmp_path: Path) -> None:
     common = ["--phantom", "8", "--dataset", "adni", "--budget", "0.06", "--slices-per-subject", "2", "--out", "study"]
 
@@ -173,7 +174,7 @@ def test_tables_and_figures_train_evaluate_and_go_on_by_one_command(tmp_path: Pa
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
-    printed = run("table", "1", "3", "7")
+    printed = run("table", "1", "7")
     tables = tmp_path / "study" / "tables"
     for row in ("copy", "prior", *LABELS.values()):
         assert f"| {row} |" in printed
@@ -185,8 +186,8 @@ def test_tables_and_figures_train_evaluate_and_go_on_by_one_command(tmp_path: Pa
     cells = {path: path.read_bytes() for path in (tmp_path / "study" / "cells").rglob("results.csv")}
     weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "study" / "models").rglob("model.pt")}
     assert len(weights) == len(LABELS)
-    run("figure", "5", "6")
+    run("figure", "6")
     run("table", "1")
     assert all(path.read_bytes() == content for path, content in cells.items())
     assert all(path.stat().st_mtime_ns == time for path, time in weights.items())
-    assert all((tmp_path / "study" / "figures" / f"figure_{n}.png").stat().st_size > 10_000 for n in (5, 6))
+    assert (tmp_path / "study" / "figures" / "figure_6.png").stat().st_size > 10_000
