@@ -196,7 +196,12 @@ class Patches(nn.Module):
 
     def __init__(self, in_channels: int, channels: int = 64, num_layers_d: int = 3) -> None:
         super().__init__()
-        sizes = {"channels": channels, "in_channels": in_channels, "out_channels": 1, "num_layers_d": num_layers_d}
+        sizes: dict[str, Any] = {
+            "channels": channels,
+            "in_channels": in_channels,
+            "out_channels": 1,
+            "num_layers_d": num_layers_d,
+        }
         self.network = PatchDiscriminator(2, norm="INSTANCE", **sizes)
 
     def forward(self, x: Tensor) -> Tensor:
