@@ -19,12 +19,13 @@ from apt_monai.codebook import PriorCodebook
 from apt_monai.comparison.cost import parameters, training_flops
 from apt_monai.comparison.paper import paper_numbers
 from apt_monai.comparison.priors import ZeroPrior, shuffled, starting_from
-from apt_monai.comparison.run import TRIVIAL, markdown, slug
+from apt_monai.comparison.run import TRIVIAL, Comparison, Protocol, markdown, slug
 from apt_monai.comparison.summary import holm, interval, summarise
-from apt_monai.comparison.systems import LABELS, overlays_of
-from apt_monai.comparison.tables import TABLES
+from apt_monai.comparison.systems import LABELS, Plan, overlays_of
+from apt_monai.comparison.tables import TABLES, TableRow
 from apt_monai.contrasts import ADNI, BRATS
 from apt_monai.evaluation.scores import Row
+from apt_monai.phantom import write_phantom_dataset
 from apt_monai.places import TRAINABLE, find_bundle
 
 ROW = Row("", "t1+t2", "pd", "a", 3, *[0.5] * 18, seconds=0.1)
@@ -159,6 +160,13 @@ def test_a_comparison_that_cannot_be_is_one_line(
 ) -> None:
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_where_every_model_is_given_nothing_is_chosen_on_the_studies_that_are_tested_on(tmp_path: Path) -> None:
+    write_phantom_dataset(tmp_path / "data", "adni", subjects=2, seed=0, spacing=10)
+    comparison = Comparison(Plan(ADNI, tmp_path / "data", tmp_path / "out", None), Protocol(2), {})
+    assert len(comparison.slices("test").studies) == 2 and not comparison.slices("validation").studies
+    assert comparison.method(TableRow("copy", "copy")).ranking == {}  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow

@@ -145,7 +145,8 @@ class Comparison:
         if part not in self._slices:
             studies = read_studies(self.plan.data, self.plan.contrasts, require_all=True)
             split = next(self.plan.out.glob("models/*/split.json"), None)
-            chosen = studies_of_split(studies, split, part)
+            # where every model was given, none was trained here: all studies are there to be tested on
+            chosen = [] if split is None and part != "test" else studies_of_split(studies, split, part)
             if part == "test":
                 chosen = chosen[: self.protocol.subjects]
             self._slices[part] = EvaluationSlices(
