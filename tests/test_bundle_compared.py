@@ -36,6 +36,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hinet", "adm"])
 def test_a_training_leaves_a_model_and_an_interrupted_one_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
     whole = training(name, tmp_path / "whole")
