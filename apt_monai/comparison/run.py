@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,6 @@ from apt_monai.evaluation.statistics import mean
 from apt_monai.files import write_text
 from apt_monai.hardware import choose_device, choose_precision, device_name
 from apt_monai.methods import APT, Copy, Method, Prior
-
-logger = logging.getLogger(__name__)
 
 TRIVIAL = ("copy", "prior")
 
@@ -205,8 +203,9 @@ def write_table(
     for entry in entries:
         for score, found in entry["scores"].items():
             lines += [[entry["row"], target, score, *map(str, values.values())] for target, values in found.items()]
-    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows(lines)
+    stream = io.StringIO(newline="")
+    csv.writer(stream, lineterminator="\n").writerows(lines)
+    write_text(path.with_suffix(".csv"), stream.getvalue())
     return path
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from apt_monai.cli.launch import config_files, run_bundle
+from apt_monai.cli.train import overlay_of
 from apt_monai.comparison.cost import parameters, training_flops
 from apt_monai.contrasts import ContrastSet
 from apt_monai.files import write_text
@@ -34,12 +35,8 @@ LABELS = {
 
 EPOCH = 150
 """About how many iterations lie between checkpoints."""
-SMALL = {
-    "direct": ["demo.yaml"],
-    "published": ["published.yaml", "demo_published.yaml", "methods/small_published.yaml"],
-}
-FULL = {"direct": [], "published": ["published.yaml"]}
-"""The overlays of our own method and of the published one, at the sizes for phantoms and at their own."""
+SMALL = {"direct": ["demo.yaml"], "published": ["demo_published.yaml", "methods/small_published.yaml"]}
+"""The overlays of sizes for phantoms and CPUs; of the compared systems methods/small.yaml."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +80,8 @@ def overlays_of(method: str, small: bool) -> list[str]:
         >>> overlays_of("resvit", small=True)
         ['methods/resvit.yaml', 'methods/small.yaml']
     """
-    if method in SMALL:
-        return SMALL[method] if small else FULL[method]
-    return [f"methods/{method}.yaml", *(["methods/small.yaml"] if small else [])]
+    sizes = SMALL.get(method, ["methods/small.yaml"]) if small else []
+    return [*([] if method == "direct" else [overlay_of(method)]), *sizes]
 
 
 def train_system(plan: Plan, method: str) -> dict[str, Any]:

@@ -10,20 +10,13 @@ from monai.networks.schedulers import DDPMScheduler
 from torch import Tensor, cat, nn
 
 from apt_monai.inferers import noise_scheduler
-from apt_monai.methods.compared import ComparedMethod
+from apt_monai.methods.compared import UNET, ComparedMethod
 from apt_monai.networks import Conditions, Prediction, SourceDenoiser
 from apt_monai.networks.modulated import ModulatedUNet
 from apt_monai.networks.source_denoiser import mean_over, missing, set_known
 
-NETWORK: dict[str, Any] = {
-    "channels": (128, 128, 256, 256, 512, 512),
-    "attention_levels": (False, False, False, True, True, True),
-    "num_res_blocks": 2,
-    "num_head_channels": 64,
-    "norm_num_groups": 32,
-    "resblock_updown": True,
-}
-"""Published for 256 × 256: multipliers 1, 1, 2, 2, 4, 4, attention at 32, 16 and 8."""
+NETWORK: dict[str, Any] = {**UNET, "resblock_updown": True}
+"""Published, for 256 × 256."""
 
 
 class ADMDenoiser(SourceDenoiser):

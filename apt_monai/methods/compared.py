@@ -21,6 +21,15 @@ from apt_monai.networks import Conditions, SourceDenoiser
 from apt_monai.transforms.preprocessing import StudyPreprocessing
 from apt_monai.weights import load_weights
 
+UNET: dict[str, Any] = {
+    "channels": (128, 128, 256, 256, 512, 512),
+    "attention_levels": (False, False, False, True, True, True),
+    "num_res_blocks": 2,
+    "num_head_channels": 64,
+    "norm_num_groups": 32,
+}
+"""The U-Net of the published APT and of ADM for 256 × 256: multipliers 1, 1, 2, 2, 4, 4, attention at 32, 16 and 8."""
+
 
 class ComparedMethod(SampledMethod):
     """A system that the paper compares with: its network behind the denoiser's seam, in the same sampler.
