@@ -36,6 +36,7 @@ def load(
     slice_batch_size: int = 8,
     dtype: str = "float32",
     method: str | None = None,
+    prior: bool = False,
 ) -> Synthesizer:
     """A model, ready to synthesise: what ``apt_monai.load`` is.
 
@@ -50,13 +51,14 @@ def load(
         dtype: how voxels are stored, ``"float32"`` or ``"int16"``.
         method: of ``"brats"`` and ``"adni"``: ``"direct"``, our own method, or ``"published"``, the paper's; None: the
             one that you trained, and ours where you trained both or neither.
+        prior: whether the prior is written too, see :class:`Synthesizer`.
 
     Raises:
         ModelError: see :func:`apt_monai.models.load`.
         ValueError: a setting outside its range; the message names it.
     """
     folder = find_model(None, f"apt_{model}", method=method) if str(model) in CONTRAST_SETS else Path(model)
-    synthesizer = Synthesizer(load_method(folder, device, precision, seed, sampling), slice_batch_size, dtype)
+    synthesizer = Synthesizer(load_method(folder, device, precision, seed, sampling), slice_batch_size, dtype, prior)
     if (folder / REFERENCE).is_file():
         synthesizer.reference = Reference.load(folder / REFERENCE, synthesizer.contrasts)
     return synthesizer
@@ -69,6 +71,8 @@ class Synthesizer:
         method: what synthesises.
         slice_batch_size: how many slices go through the network together.
         dtype: how voxels are stored, ``"float32"`` or ``"int16"``.
+        prior: whether what a volume was started from is written beside it, of a method that starts from a prior (the
+            published one): ``…_SYNTHETIC_prior.nii.gz``, which a report shows.
 
     Attributes:
         reference: what the contrasts looked like in training, for quality control; None: how they look is not judged.
@@ -77,7 +81,7 @@ class Synthesizer:
         ValueError: ``slice_batch_size`` is below 1, or an unknown dtype.
     """
 
-    def __init__(self, method: Method, slice_batch_size: int = 8, dtype: str = "float32") -> None:
+    def __init__(self, method: Method, slice_batch_size: int = 8, dtype: str = "float32", prior: bool = False) -> None:
         if slice_batch_size < 1:
             raise ValueError(f"slice_batch_size is {slice_batch_size}: valid is 1 or more")
         self.method = method
@@ -85,6 +89,7 @@ class Synthesizer:
         self.preprocessing = method.preprocessing
         self.slice_batch_size = slice_batch_size
         self.dtype = dtype
+        self.layers = {"synthesised": "image", "uncertainty": "uncertainty"} | ({"prior": "prior"} if prior else {})
         self.reference: Reference | None = None
         self.writer(".")  # refuses what is wrong now, not after the first study
 
@@ -169,7 +174,8 @@ class Synthesizer:
         Returns:
             ``"synthesised"``: ``(C, H, W, Z)`` in [-1, 1] on the slices' grid, the acquired contrasts as they are, the
             absent ones synthesised; slices without brain are background. Where the method says how far off it may be,
-            ``"uncertainty"``: the same of that, 0 where the study is known.
+            ``"uncertainty"``: the same of that, 0 where the study is known. Where it starts from a prior, and that is
+            asked for, ``"prior"``.
         """
         image, region, available = (_plain(study[key]) for key in ("image", "region", "available"))
         missing = [name for name, has in zip(self.contrasts.names, available.tolist(), strict=True) if not has]
@@ -188,7 +194,7 @@ class Synthesizer:
                 }
                 mask = available.expand(len(indices), -1).to(device)
                 result = self.method(batch, mask, progress=bar.update)
-                for key, source in (("synthesised", "image"), ("uncertainty", "uncertainty")):
+                for key, source in self.layers.items():
                     if source in result:
                         volume = made.setdefault(key, torch.zeros_like(image))
                         volume[..., indices] = result[source].permute(1, 2, 3, 0).cpu()

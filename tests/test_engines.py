@@ -248,6 +248,21 @@ def test_a_studys_missing_contrasts_are_synthesised_slice_by_slice(missing: list
         assert (synthesised[~available][..., index] > -1).any()
 
 
+def test_a_prior_is_there_only_where_it_is_asked_for_and_the_method_has_one() -> None:
+    study = make_study(["t1ce"])
+    assert "prior" not in make_volumes(study, with_codebook=True, prior=False)
+    assert "prior" not in make_volumes(study, with_codebook=False, prior=True)
+    prior = make_volumes(study, with_codebook=True, prior=True)["prior"]
+    image, region = study["image"].as_tensor(), study["region"].as_tensor()
+    batch = {"image": image[None, ..., 1], "region": region[None, ..., 1], "subject": ["a"], "slice": [1]}
+    expected = make_method()(batch, study["available"][None])["prior"][0]
+    torch.testing.assert_close(prior[..., 1], expected, rtol=0, atol=1e-5)
+
+
+def make_volumes(study: dict[str, Any], with_codebook: bool, prior: bool) -> dict[str, torch.Tensor]:
+    return Unchecked(make_method(with_codebook), prior=prior).volumes(study)
+
+
 def test_slices_without_brain_stay_background() -> None:
     synthesised = synthesise(make_study(["t1"]))["synthesised"]
     assert (synthesised[..., [0, 3, 6]] == -1).all()

@@ -22,7 +22,7 @@ from apt_monai.contrasts import ADNI, BRATS
 from apt_monai.data.writers import synthetic_path
 from apt_monai.errors import StudyError
 from apt_monai.evaluation import EvaluationSlices, evaluate_methods
-from apt_monai.io.sidecar import is_synthetic_name, uncertainty_path
+from apt_monai.io.sidecar import is_synthetic_name, prior_path, uncertainty_path
 from apt_monai.methods import Copy
 from apt_monai.report import report_path, write_cohort_report, write_report
 from apt_monai.report.scrub import scrubbed
@@ -207,6 +207,19 @@ def test_a_method_without_uncertainty_has_no_layer_of_it(tmp_path: Path) -> None
     assert not [key for key in page.blocks if key.startswith("uncertainty")]
 
 
+def test_the_prior_is_one_more_choice_where_there_is_one(tmp_path: Path) -> None:
+    without = Page(written_report(tmp_path / "case1"))
+    assert not [key for key in without.blocks if key.startswith("prior")]
+    page = Page(written_report(tmp_path / "case2", prior=True))
+    described = page.study()
+    assert [volume["key"] for volume in described["volumes"] if "prior" in volume] == [TARGET]
+    layer = described["volumes"][3]["prior"]
+    path = prior_path(synthetic_path(tmp_path / "out", "case2", TARGET))
+    truth = np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
+    shown = layer["low"] + layer["slope"] * codes(page, "prior-3", "<u2", tuple(described["shape"]))
+    assert np.abs(shown - truth).max() <= 0.51 * layer["slope"]
+
+
 def test_a_studys_name_cannot_become_html(tmp_path: Path) -> None:
     page = written_report(tmp_path / "a<img src=x onerror=alert(1)>")
     assert "<img" not in page.read_text()
@@ -232,7 +245,12 @@ def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_synthesize_writes_a_report_of_each_study_that_lacked_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("apt_monai.cli.synthesize.run_config", lambda *args, **kwargs: None)  # it is done already
+    asked: list[bool] = []  # the synthesis is done already
+
+    def run_config(*args: Any, write_prior: bool = False, **overrides: Any) -> None:
+        asked.append(write_prior)
+
+    monkeypatch.setattr("apt_monai.cli.synthesize.run_config", run_config)
     synthesised_study(tmp_path / "data" / "a")
     write_study(tmp_path / "data" / "whole")
     (tmp_path / "data" / "out").rename(tmp_path / "out")
@@ -240,6 +258,7 @@ def test_synthesize_writes_a_report_of_each_study_that_lacked_something(
     assert main([*arguments]) == 0
     assert not report_path(tmp_path / "out", "a").exists()
     assert main([*arguments, "--report"]) == 0
+    assert asked == [False, True], "a prior is for a report alone"
     assert report_path(tmp_path / "out", "a").is_file() and not (tmp_path / "out" / "whole").exists()
     assert str(report_path(tmp_path / "out", "a")) in capsys.readouterr().out
 

@@ -178,6 +178,37 @@ def test_the_uncertainty_is_laid_over_the_synthetic_contrast_alone(
     assert drawn(opened, "pane-3-axial") != over
 
 
+def test_the_prior_takes_the_place_of_the_synthetic_contrast_alone_and_has_no_uncertainty(
+    browser: webdriver.Chrome, tmp_path: Path
+) -> None:
+    browser.get(written_report(tmp_path / "case1", prior=True).as_uri())
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.ready"))
+
+    def values() -> list[str]:
+        return [browser.find_element(By.ID, f"value-{number}").text for number in range(4)]
+
+    names = ("pane-1-axial", "pane-3-axial", "compared-axial")
+    before, read = [drawn(browser, name) for name in names], values()
+    assert "±" in read[3]
+    ActionChains(browser).send_keys("p").perform()
+    assert browser.find_element(By.ID, "prior").is_selected()
+    after = [drawn(browser, name) for name in names]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False]
+    assert values()[:3] == read[:3] and "±" not in values()[3] and values()[3] != read[3]
+    ActionChains(browser).send_keys("u").perform()
+    assert drawn(browser, "pane-3-axial") == after[1], "the uncertainty is not the prior's"
+    ActionChains(browser).send_keys("pu").perform()
+    assert [drawn(browser, name) for name in names] == before
+
+
+def test_a_method_without_prior_or_uncertainty_has_no_control_of_it(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    for given in (True, False):
+        browser.get(written_report(tmp_path / f"case{given}", prior=given, uncertain=given).as_uri())
+        WebDriverWait(browser, 30).until(lambda b: b.execute_script("return document.body.dataset.ready"))
+        for control in ("prior-controls", "uncertainty-controls"):
+            assert browser.find_element(By.ID, control).is_displayed() == given
+
+
 def test_a_right_drag_changes_one_contrasts_window_until_it_is_reset(opened: webdriver.Chrome) -> None:
     names = ("pane-0-axial", "pane-1-axial")
     before = [drawn(opened, name) for name in names]

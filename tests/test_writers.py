@@ -26,7 +26,7 @@ from apt_monai.data.writers import (
 )
 from apt_monai.errors import StudyError
 from apt_monai.files import file_sha256
-from apt_monai.io.sidecar import uncertainty_path
+from apt_monai.io.sidecar import prior_path, uncertainty_path
 from apt_monai.transforms import StudyPreprocessing
 
 PROVENANCE = {"version": __version__, "seed": 7, "settings": {"start_step": 400, "weights": [0.5, 1.0]}}
@@ -402,6 +402,21 @@ def test_an_uncertainty_is_written_in_the_volumes_units_on_its_grid_and_said_in_
     assert not pending_studies([pending], tmp_path / "out", BRATS, PROVENANCE)
     uncertainty_path(synthetic_path(tmp_path / "out", "case", "flair")).unlink()
     assert pending_studies([pending], tmp_path / "out", BRATS, PROVENANCE) == [pending]
+
+
+def test_a_prior_is_written_as_its_volume_is_and_none_of_another_volume_stays(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "case")
+    preprocessing, loaded = synthesised(study)
+    writer = SaveSyntheticStudyd(tmp_path / "out", preprocessing, PROVENANCE)
+    path = synthetic_path(tmp_path / "out", "case", "flair")
+    writer({**loaded, "prior": loaded["synthesised"], "uncertainty": torch.zeros_like(loaded["synthesised"])})
+    volume, prior = nib.load(path), nib.load(prior_path(path))
+    assert np.array_equal(prior.get_fdata(), volume.get_fdata()) and np.array_equal(prior.affine, volume.affine)
+    assert b"SYNTHETIC" in prior.header["descrip"].item() and b"prior" in prior.header["descrip"].item()
+    with pytest.raises(ValueError, match="prior flair spans"):
+        writer({**loaded, "prior": loaded["synthesised"] * 3})
+    writer(loaded)
+    assert not prior_path(path).exists() and not uncertainty_path(path).exists()
 
 
 def test_intensities_go_below_0_only_where_the_range_is_around_0(tmp_path: Path) -> None:

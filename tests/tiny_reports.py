@@ -21,7 +21,11 @@ SHAPE = (24, 20, 16)
 
 
 def synthesised_study(
-    folder: Path, findings: Sequence[dict[str, str]] | None = None, uncertain: bool = True, **settings: Any
+    folder: Path,
+    findings: Sequence[dict[str, str]] | None = None,
+    uncertain: bool = True,
+    prior: bool = False,
+    **settings: Any,
 ) -> dict[str, str]:
     """Three contrasts in ``folder``, and ``t1ce`` as a method would leave it in ``folder``'s neighbour ``out``."""
     acquired = [name for name in BRATS.names if name != TARGET]
@@ -32,6 +36,8 @@ def synthesised_study(
     loaded["synthesised"] = image[[BRATS.index("t1")] * len(BRATS)] * 0.8
     if uncertain:
         loaded["uncertainty"] = torch.linspace(0.05, 0.6, SHAPE[2]).expand(image.shape).clone()
+    if prior:
+        loaded["prior"] = image[[BRATS.index("t2")] * len(BRATS)] * 0.5
     save = SaveSyntheticStudyd(folder.parent / "out", preprocessing, {"seed": 0, "trained_on": "digital phantom"})
     save(loaded)
     if findings is not None:

@@ -381,7 +381,8 @@ def _around(synthesize: argparse.ArgumentParser) -> None:
         "--report",
         action="store_true",
         help="for each study an HTML file to look at, complete in itself: acquired and synthetic contrasts side by "
-        "side, uncertainty, findings, where the images come from",
+        "side, uncertainty, findings, where the images come from; the published method's prior, where this run "
+        "synthesises (it is written as ..._SYNTHETIC_prior.nii.gz)",
     )
 
 

@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     contrasts = contrasts_of(arguments, [*given, *(arguments.target or ())])
     contrasts.check(arguments.target or ())
     overrides: dict[str, object] = {"targets": arguments.target} if arguments.target else {}
+    if arguments.report:
+        overrides["write_prior"] = True
     if arguments.grid and not arguments.raw:
         raise ValueError("--grid says onto which scan's grid --raw puts the volumes back: give --raw too")
     if arguments.data is not None:

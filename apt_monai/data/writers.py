@@ -17,7 +17,7 @@ from apt_monai.contrasts import ContrastSet
 from apt_monai.errors import StudyError
 from apt_monai.files import check_writable, complete_file, write_text
 from apt_monai.geometry import set_space
-from apt_monai.io.sidecar import NOTICE, SYNTHETIC, mark_synthetic, sidecar_path, uncertainty_path
+from apt_monai.io.sidecar import NOTICE, SYNTHETIC, mark_synthetic, prior_path, sidecar_path, uncertainty_path
 from apt_monai.io.source import source_sha256
 from apt_monai.transforms import ScaleIntensityInBrain, StudyPreprocessing
 
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 OutputRange = Callable[[str, Mapping[str, tuple[float, float]]], tuple[str, tuple[float, float]]]
 
 DTYPES = ("float32", "int16")
+LAYERS = ("synthesised", "prior", "uncertainty")
+"""What is synthesised of a study: the volumes, and what a method may give beside them."""
 
 # The sidecar's own fields; every other one is provenance.
 _SIDECAR_FIELDS = (
@@ -62,6 +64,7 @@ class SaveSyntheticStudyd(Transform):
     Takes a loaded study (as :class:`StudyPreprocessing` returns it) with ``"synthesised"``: ``(C, H, W, Z)`` in
     [-1, 1] on the slices' grid; only the absent contrasts are used. With ``"uncertainty"``, of the same shape, the half
     width of the 90 % interval in the same units, it becomes a volume beside each: ``…_SYNTHETIC_uncertainty.nii.gz``.
+    With ``"prior"``, as ``"synthesised"`` is, where each started from becomes one, too: ``…_SYNTHETIC_prior.nii.gz``.
     With ``"findings"``, the dictionaries of quality control, the sidecars hold them.
 
     For each absent contrast, writes ``<output_dir>/<subject>/<subject>_<contrast>_SYNTHETIC.nii.gz``: the shape,
@@ -141,20 +144,22 @@ class SaveSyntheticStudyd(Transform):
         limits = data["intensity_range"].tolist()
         acquired = {name: tuple(limits[self.contrasts.index(name)]) for name in data["paths"]}
         scales = [self.output_range(target, acquired) for target in targets]
-        volumes, uncertainties = self._acquired_scale(data, targets, [limits for _, limits in scales])
+        layers = self._acquired_scale(data, targets, [limits for _, limits in scales])
         for i, (target, (source, limits), path) in enumerate(zip(targets, scales, paths, strict=True)):
             # The older sidecar goes before its volume, the new one comes after: none describes another volume.
             sidecar_path(path).unlink(missing_ok=True)
             label = self.contrasts.labels[self.contrasts.index(target)]
-            files = {path: (volumes[i], label)}
-            if uncertainties is not None:
-                files[uncertainty_path(path)] = (uncertainties[i], f"{label} uncertainty")
-            for file, (volume, what) in files.items():
+            files = {"synthesised": path, "prior": prior_path(path), "uncertainty": uncertainty_path(path)}
+            for key, file in files.items():
+                if key not in layers:
+                    file.unlink(missing_ok=True)  # of another volume
+                    continue
                 affine = np.asarray(data["image"].meta["original_affine"])
-                image = _nifti(volume, data["headers"][source], affine, what, self.dtype)
+                what = label if key == "synthesised" else f"{label} {key}"
+                image = _nifti(layers[key][i], data["headers"][source], affine, what, self.dtype)
                 with complete_file(file) as partial:
                     nib.save(image, partial)
-            sidecar = self._sidecar(data, target, label, source, limits, uncertainties is not None)
+            sidecar = self._sidecar(data, target, label, source, limits, "uncertainty" in layers)
             write_text(sidecar_path(path), json.dumps(sidecar, indent=1) + "\n")
             logger.info("wrote %s", path)
         return {**data, "written": {target: str(path) for target, path in zip(targets, paths, strict=True)}}
@@ -204,28 +209,26 @@ class SaveSyntheticStudyd(Transform):
 
     def _acquired_scale(
         self, data: Mapping[str, Any], targets: Sequence[str], limits: Sequence[tuple[float, float]]
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The targets on the acquired grid, (targets, X, Y, Z) float32 raw intensities, 0 outside the brain; and their
-        uncertainties, where there are."""
-        chosen = self._chosen(data, "synthesised", targets)
-        for target, channel in zip(targets, chosen, strict=True):
-            if not channel.abs().max() <= 1 + _RANGE_TOLERANCE:  # NaN is not below anything
-                raise ValueError(
-                    f"study {data['subject']!r}: synthesised {target} spans {channel.min():g} to {channel.max():g}; "
-                    "finite values within [-1, 1] are needed"
-                )
+    ) -> dict[str, np.ndarray]:
+        """``"synthesised"`` and, where there are, ``"prior"`` and ``"uncertainty"`` on the acquired grid.
+
+        Each ``(targets, X, Y, Z)`` float32, raw intensities, 0 outside the brain.
+        """
+        layers = {key: self._chosen(data, key, targets) for key in LAYERS if key == "synthesised" or key in data}
         brain = torch.where(data["region"] > 0, 1.0, -1.0)  # 1×X×Y×Z, goes the way that the volumes go
-        n, ranges = len(targets), torch.tensor(limits)
-        widths = self._chosen(data, "uncertainty", targets) if "uncertainty" in data else chosen[:0]
-        restored = self.preprocessing.restore(torch.cat([chosen, widths, brain]), data).as_tensor()
+        ranges = torch.tensor(limits)
+        restored = self.preprocessing.restore(torch.cat([*layers.values(), brain]), data).as_tensor()
         inside = restored[-1:] > 0
-        raw = ScaleIntensityInBrain().inverse(restored[:n], ranges, inside)
         magnitudes = (ranges.mean(dim=1) > 0)[:, None, None, None]
-        raw = raw.clamp(min=0).where(magnitudes, raw)
-        if not len(widths):
-            return raw.numpy(), None
         half = (ranges[:, 1] - ranges[:, 0])[:, None, None, None] / 2
-        return raw.numpy(), (restored[n:-1] * half).where(inside, 0.0).numpy()
+        raw = {}
+        for key, volume in zip(layers, restored[:-1].split(len(targets)), strict=True):
+            if key == "uncertainty":
+                raw[key] = (volume * half).where(inside, 0.0).numpy()
+            else:
+                intensities = ScaleIntensityInBrain().inverse(volume, ranges, inside)
+                raw[key] = intensities.clamp(min=0).where(magnitudes, intensities).numpy()
+        return raw
 
     def _chosen(self, data: Mapping[str, Any], key: str, targets: Sequence[str]) -> torch.Tensor:
         """The targets' channels of a volume on the slices' grid."""
@@ -235,7 +238,14 @@ class SaveSyntheticStudyd(Transform):
                 f"study {data['subject']!r}: {key!r} has shape {tuple(volume.shape)}, "
                 f"but its 'image' has {tuple(data['image'].shape)}; synthesise every slice of the loaded study"
             )
-        return volume[[self.contrasts.index(target) for target in targets]].cpu().float()
+        chosen = volume[[self.contrasts.index(target) for target in targets]].cpu().float()
+        for target, channel in zip(targets, chosen, strict=True):
+            if key != "uncertainty" and not channel.abs().max() <= 1 + _RANGE_TOLERANCE:  # NaN is not below anything
+                raise ValueError(
+                    f"study {data['subject']!r}: {key} {target} spans {channel.min():g} to {channel.max():g}; "
+                    "finite values within [-1, 1] are needed"
+                )
+        return chosen
 
 
 SaveSyntheticStudyD = SaveSyntheticStudyDict = SaveSyntheticStudyd

@@ -85,5 +85,20 @@ def uncertainty_path(volume: str | Path) -> Path:
         >>> uncertainty_path("out/case/case_t1ce_SYNTHETIC.nii.gz").as_posix()
         'out/case/case_t1ce_SYNTHETIC_uncertainty.nii.gz'
     """
+    return _beside(volume, "uncertainty")
+
+
+def prior_path(volume: str | Path) -> Path:
+    """Where what a synthetic volume was started from is written, for a report: the prior of the published method.
+
+    Example::
+
+        >>> prior_path("out/case/case_t1ce_SYNTHETIC.nii.gz").as_posix()
+        'out/case/case_t1ce_SYNTHETIC_prior.nii.gz'
+    """
+    return _beside(volume, "prior")
+
+
+def _beside(volume: str | Path, what: str) -> Path:
     path = Path(volume)
-    return path.with_name(f"{path.name.removesuffix('.nii.gz')}_uncertainty.nii.gz")
+    return path.with_name(f"{path.name.removesuffix('.nii.gz')}_{what}.nii.gz")

@@ -13,7 +13,7 @@ from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.data.writers import synthetic_path
 from apt_monai.errors import StudyError
 from apt_monai.files import write_text
-from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, sidecar_path, uncertainty_path
+from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, prior_path, sidecar_path, uncertainty_path
 from apt_monai.quality.findings import SEVERITIES
 from apt_monai.report.page import WARNING, json_block, page, picture, table, template
 from apt_monai.report.scrub import scrubbed
@@ -60,7 +60,8 @@ def write_report(
     """Write the report of a study whose absent contrasts have been synthesised: one HTML file, complete in itself.
 
     Acquired and synthetic contrasts in three planes with one cursor, one over the other, the uncertainty as a colour on
-    top, the findings of quality control, where the synthetic images come from, and a banner that says what they are.
+    top, the prior in the volume's place where there is one, the findings of quality control, where the synthetic images
+    come from, and a banner that says what they are.
     It opens in a browser from a file, without a network. Of paths and patients it says the study's name alone.
 
     The images in it are for looking, not for measuring: they are cropped to the brain with a margin, in 1,024 steps of
@@ -174,6 +175,9 @@ def _viewer_data(shown: Sequence[_Shown], grid: Grid) -> tuple[dict[str, str], l
             if uncertainty_path(volume.path).is_file():
                 width, _ = on_grid(uncertainty_path(volume.path), grid)
                 entry["uncertainty"], data[f"uncertainty-{number}"] = encode_uncertainty(width)
+            if prior_path(volume.path).is_file():
+                start, _ = on_grid(prior_path(volume.path), grid)
+                entry["prior"], data[f"prior-{number}"] = encode_volume(start, grid.brain)
         volumes.append(entry)
     data["study"] = json_block({**grid.description(), "volumes": volumes})
     return data, resampled

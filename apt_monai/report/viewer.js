@@ -18,6 +18,7 @@
     cursor: STUDY.start.slice(),
     crosshair: true,
     uncertainty: false,
+    prior: false,
     opacity: 0.6,
     mode: "wipe",
     mix: 0.5, // how much of the compared panes is synthetic
@@ -51,10 +52,15 @@
       volume.codes = await unpack(`volume-${number}`, Uint16Array);
       volume.window = volume.shown.slice();
       if (volume.uncertainty) volume.uncertainty.codes = await unpack(`uncertainty-${number}`, Uint8Array);
+      if (volume.prior) volume.prior.codes = await unpack(`prior-${number}`, Uint16Array);
     }
   }
 
   const offset = (position) => position[0] + strides[1] * position[1] + strides[2] * position[2];
+  // what of a contrast is looked at: its prior, in the same window, or itself
+  const looked = (volume) => (state.prior && volume.prior) || volume;
+  const mark = (volume) => (looked(volume) === volume ? "SYNTHETIC" : "SYNTHETIC prior");
+  const layerOf = (volume) => (looked(volume) === volume ? volume.uncertainty : undefined);
   const valueAt = (volume, position) => volume.low + volume.slope * volume.codes[offset(position)];
 
   // the colours of the uncertainty, from none to the highest: transparent, violet, red, orange, yellow
@@ -75,12 +81,13 @@
     const picture = new ImageData(width, height), pixels = picture.data;
     const [low, high] = volume.window;
     const scale = 255 / Math.max(high - low, 1e-9);
-    const layer = state.uncertainty && volume.uncertainty ? volume.uncertainty.codes : null;
+    const { low: black, slope, codes } = looked(volume);
+    const layer = state.uncertainty && layerOf(volume) ? volume.uncertainty.codes : null;
     const start = state.cursor[plane.axis] * strides[plane.axis];
     for (let row = 0, p = 0; row < height; row++) {
       for (let column = 0; column < width; column++, p += 4) {
         const at = start + (width - 1 - column) * strides[plane.across] + (height - 1 - row) * strides[plane.up];
-        const grey = Math.min(255, Math.max(0, (volume.low + volume.slope * volume.codes[at] - low) * scale));
+        const grey = Math.min(255, Math.max(0, (black + slope * codes[at] - low) * scale));
         let red = grey, green = grey, blue = grey;
         if (layer && layer[at]) {
           const share = state.opacity * Math.min(1, layer[at] / 192); // little uncertainty stays see-through
@@ -198,10 +205,10 @@
         const colour = volume.synthetic ? SYNTHETIC_COLOUR : TEXT_COLOUR;
         const percent = state.mode === "fade" ? ` ${Math.round(100 * share)} %` : "";
         write(context, (volume.synthetic ? volume.label : `${volume.label} ${volume.kind}`) + percent, x, bottom - (volume.synthetic ? size * 1.2 : 0), align, "bottom", colour, size);
-        if (volume.synthetic) write(context, "SYNTHETIC", x, bottom, align, "bottom", colour, size);
+        if (volume.synthetic) write(context, mark(volume), x, bottom, align, "bottom", colour, size);
       }
     } else if (volumes[pane.volume].synthetic) {
-      write(context, "SYNTHETIC", inset, bottom, "left", "bottom", SYNTHETIC_COLOUR, size);
+      write(context, mark(volumes[pane.volume]), inset, bottom, "left", "bottom", SYNTHETIC_COLOUR, size);
     }
   }
 
@@ -217,8 +224,8 @@
       .map((value, axis) => `${sides[axis][Number(value >= 0)]} ${Math.abs(value).toFixed(1)}`).join(" · ") + " mm";
     element("position").dataset.voxel = state.cursor.join(",");
     for (const [index, volume] of volumes.entries()) {
-      let text = number(valueAt(volume, state.cursor));
-      const layer = volume.uncertainty;
+      let text = number(valueAt(looked(volume), state.cursor));
+      const layer = layerOf(volume);
       if (layer) text += ` ± ${number(layer.slope * layer.codes[offset(state.cursor)])}`;
       element(`value-${index}`).textContent = text;
     }
@@ -407,7 +414,8 @@
   }
 
   function bind() {
-    const switches = { crosshair: element("crosshair"), uncertainty: element("uncertainty") };
+    element("prior-controls").hidden = !volumes.some((volume) => volume.prior);
+    const switches = { crosshair: element("crosshair"), uncertainty: element("uncertainty"), prior: element("prior") };
     for (const [key, box] of Object.entries(switches)) {
       box.checked = state[key];
       box.addEventListener("change", () => {
@@ -422,7 +430,7 @@
     element("reset").addEventListener("click", reset);
     document.addEventListener("keydown", (event) => {
       const typing = event.target.closest && event.target.closest("input, select, button");
-      const pressed = { c: switches.crosshair, u: switches.uncertainty }[event.key];
+      const pressed = { c: switches.crosshair, u: switches.uncertainty, p: switches.prior }[event.key];
       if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
       if (pressed) pressed.click();
       if (event.key === "r") reset();
