@@ -25,6 +25,8 @@ Item = TypeVar("Item")
 def start_ranks(device: str | torch.device, timeout_hours: float = 48.0) -> None:
     """Join the other processes that torchrun started; without torchrun, do nothing.
 
+    Those that have joined already only take their GPUs: a command that joins on the CPU may run a bundle on GPUs.
+
     Args:
         device: where this run computes. On ``"cuda"``, each rank takes the GPU of its number on its machine.
         timeout_hours: so long a rank waits for the others, such as for the last study of a cohort. A rank that dies
@@ -39,7 +41,7 @@ def start_ranks(device: str | torch.device, timeout_hours: float = 48.0) -> None
         >>> is_lead()
         True
     """
-    if not dist.is_torchelastic_launched() or dist.is_initialized():
+    if not dist.is_torchelastic_launched():
         return
     cuda = torch.device(device).type == "cuda"
     if cuda:
@@ -53,6 +55,8 @@ def start_ranks(device: str | torch.device, timeout_hours: float = 48.0) -> None
                 "the device"
             )
         torch.cuda.set_device(local_rank)
+    if dist.is_initialized():
+        return
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=timeout_hours))
     idist.sync()  # ignite takes notice: a collective call, and here all ranks are at the same place
 

@@ -17,6 +17,7 @@ best rising intensity curve): 20.5 / 20.7 dB; by way of 1 mm voxels in T1's pose
 from __future__ import annotations
 
 import logging
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 from apt_monai.contrasts import ContrastSet
 from apt_monai.data.readers import read_studies
 from apt_monai.data.writers import without_targets
+from apt_monai.distributed import gather, own_share
 from apt_monai.errors import StudyError
 from apt_monai.preprocessing import PreprocessingSettings, preprocess_cohort, restore_study
 from apt_monai.synthesis import Synthesizer
@@ -129,7 +131,10 @@ def prepare(
     settings: PreprocessingSettings | None = None,
     progress: bool = True,
 ) -> tuple[list[dict[str, str]], dict[str, str]]:
-    """The first step: each study's scans on the grid of one of them; the studies, and why others failed, by name."""
+    """The first step: each study's scans on the grid of one of them; the studies, and why others failed, by name.
+
+    Ranks (torchrun) share the studies, and each returns those of all.
+    """
     prepared: list[dict[str, str]] = []
     failed: dict[str, str] = {}
     grids = {study["subject"]: grid_of(study, contrasts, targets, grid) for study in studies}
@@ -138,10 +143,10 @@ def prepare(
         folder = _prepared(out, name)
         on_grid = replace(settings or PreprocessingSettings(), grid=(name,))
         report = preprocess_cohort(chosen, folder, contrasts, on_grid, progress=progress)
-        failed |= report.failed
-        if len(report.failed) < len(chosen):
+        failed |= dict(ChainMap(*gather(report.failed)))
+        if good := [study["subject"] for study in chosen if study["subject"] not in failed]:
             there = {study["subject"]: study for study in read_studies(folder, contrasts)}
-            prepared += [there[s["subject"]] for s in chosen if s["subject"] not in report.failed]
+            prepared += [there[subject] for subject in good]
     return prepared, failed
 
 
@@ -172,6 +177,8 @@ def restore(study: Mapping[str, str], out: str | Path, contrasts: ContrastSet, g
 def each(studies: Sequence[Mapping[str, str]], do: Callable[[Mapping[str, str]], object]) -> dict[str, str]:
     """Do something for each study; why it failed, by study: one bad study never stops the others.
 
+    Ranks (torchrun) share the studies, and each returns the failures of all.
+
     Example::
 
         >>> def refuse(study):
@@ -180,10 +187,10 @@ def each(studies: Sequence[Mapping[str, str]], do: Callable[[Mapping[str, str]],
         {'a': 'a is bad'}
     """
     failed = {}
-    for study in studies:
+    for study in own_share(studies):
         try:
             do(study)
         except (StudyError, ValueError, OSError) as error:
             logger.error("%s: %s", study["subject"], error)
             failed[study["subject"]] = str(error)
-    return failed
+    return dict(ChainMap(*gather(failed)))

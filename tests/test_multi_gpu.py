@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import numpy as np
 import pytest
 import tiny_bundle
 import torch
 from monai.networks.schedulers import DDPMScheduler
-from tiny_bundle import ROOT, command, environment, finish
-from tiny_heads import write_raw
+from tiny_bundle import ROOT, command, environment, files_of, finish, write_untrained_direct
+from tiny_heads import make_pair, write_raw
 from tiny_methods import SMALL
+from tiny_studies import write_nifti
 
 from apt_monai import distributed
 from apt_monai.engines import ContextPrepareBatch, FusionPrepareBatch
@@ -242,8 +244,8 @@ def test_two_ranks_write_the_volumes_and_the_table_that_one_writes(one_rank: Pat
     for name, start in (("one", command), ("two", torchrun)):
         done = finish(start("inference", "run", output_dir=tmp_path / name / "out", **common))
         assert done.returncode == 0, done.stdout
-    files = tiny_bundle.files_of(tmp_path / "one" / "out")
-    assert files == tiny_bundle.files_of(tmp_path / "two" / "out") and len(files) == 6
+    files = files_of(tmp_path / "one" / "out")
+    assert files == files_of(tmp_path / "two" / "out") and len(files) == 6
     for file in files:
         assert (tmp_path / "one" / "out" / file).read_bytes() == (tmp_path / "two" / "out" / file).read_bytes()
 
@@ -310,3 +312,25 @@ def test_ranks_share_the_preprocessing_of_a_cohort(tmp_path: Path) -> None:
     assert "2 preprocessed" in found.stdout and "1 preprocessed" in found.stdout
     made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("*/*.nii.gz"))
     assert made == [f"{name}/{name}_{what}.nii.gz" for name in ("a", "b", "c") for what in ("mask", "t1")]
+
+
+@pytest.mark.slow
+def test_ranks_share_raw_studies_from_their_preparation_to_their_reports(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_raw(tmp_path / "raw" / name, ("t1", "t2"))
+        t2, brain = make_pair("t2")
+        write_nifti(tmp_path / "raw" / name / f"{name}_mask.nii.gz", brain.astype(np.uint8), t2.affine)
+    write_nifti(tmp_path / "raw" / "bad" / "bad_t2.nii.gz", np.full((8, 8, 8), 5, np.int16))
+    model = write_untrained_direct(tmp_path / "model")
+    start = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    words = ["apt_monai", "synthesize", "raw", "--raw", "--report", "--target", "flair", "--set", "device=cpu"]
+    for name, launch in (("one", []), ("two", start)):
+        done = finish([sys.executable, "-m", *launch, *words, "--model", str(model), "--out", name], tmp_path)
+        assert done.returncode == 1 and done.stdout.count("failed: bad: ") == 1, done.stdout
+        assert "c_report_SYNTHETIC.html" in done.stdout[done.stdout.index("Synthesised, not acquired") :]
+    files = files_of(tmp_path / "one")
+    assert files == files_of(tmp_path / "two")
+    compared = [file for file in files if file.endswith((".nii.gz", ".html", ".png"))]
+    assert {f"{name}/{name}_report_SYNTHETIC.html" for name in ("a", "b", "c")} <= set(compared)
+    for file in compared:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file

@@ -44,17 +44,31 @@ def run(arguments: argparse.Namespace) -> int:
         targets = arguments.target or [name for name in contrasts.names if name not in given]
         written = [f"{arguments.out}/{arguments.subject}/{arguments.subject}_{t}_{SYNTHETIC}.nii.gz" for t in targets]
     check_exports(arguments, contrasts, studies)
-    failed: dict[str, str] = {}
-    if arguments.raw:
-        failed = _run_raw(arguments, contrasts, studies, overrides)
-        studies = [study for study in studies if study["subject"] not in failed]
-    else:
+    import ignite.distributed as idist  # after the checks: seconds
+
+    from apt_monai.distributed import gather, is_lead, own_share, start_ranks, stop_ranks
+
+    start_ranks("cpu")  # of torchrun, which share all that follows
+    if idist.get_world_size() > 1:
+        overrides["finalize"] = "$None"  # they stay together after the synthesis
+    failed = _run_raw(arguments, contrasts, studies, overrides) if arguments.raw else {}
+    if not arguments.raw:
         run_config(arguments, bundle_of(contrasts), "run", "inference", **overrides)
-    written += write_exports(arguments, contrasts, studies)
-    written += _write_reports(arguments, contrasts, studies) if arguments.report and studies else []
-    others = [name for name in datasets_with(list(given)) if name != contrasts.name]
-    if unsaid and others:
-        print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")
+    own = own_share(study for study in studies if study["subject"] not in failed)
+    more = write_exports(arguments, contrasts, own)
+    more += _write_reports(arguments, contrasts, own) if arguments.report else []
+    written += [path for paths in gather(more) for path in paths]
+    if is_lead():
+        others = [name for name in datasets_with(list(given)) if name != contrasts.name]
+        if unsaid and others:
+            print(f"\nBy the bundle of {contrasts.name}; another knows these contrasts too: --dataset {others[0]}")
+        _print_written(arguments, written, failed)
+    stop_ranks()
+    return 1 if failed else 0
+
+
+def _print_written(arguments: argparse.Namespace, written: Sequence[str], failed: Mapping[str, str]) -> None:
+    """Say where everything is, and why studies failed."""
     print("\nSynthesised, not acquired; for research, not for diagnosis or treatment:", *written, sep="\n  ")
     if any(arguments.out.glob(f"*/*_{SYNTHETIC}_uncertainty.nii.gz")):
         print("Beside each, half the width of its 90 % interval: ..._uncertainty.nii.gz")
@@ -62,7 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Look at *_registration.png and *_SYNTHETIC.png there; the steps between are in {arguments.out}/steps")
     for subject, reason in failed.items():
         print(f"failed: {subject}: {reason}", file=sys.stderr)
-    return 1 if failed else 0
 
 
 def _run_raw(
