@@ -18,7 +18,7 @@ from apt_monai.data.exports import bids_names, dicom_references, export_bids, ex
 from apt_monai.data.readers import read_studies
 from apt_monai.errors import StudyError
 from apt_monai.io import read_volume
-from apt_monai.io.sidecar import is_synthetic
+from apt_monai.io.source import read_source
 
 SHAPE = (6, 5, 4)
 SERIES = {"patient": "P-17", "study": "1.2.9", "frame": "1.2.9.7"}
@@ -34,6 +34,7 @@ def write_output(out: Path, subject: str, contrast: str, affine: np.ndarray, unc
         nib.save(nib.Nifti1Image(values / 10, affine), path.with_name(path.name[:-7] + "_uncertainty.nii.gz"))
     label = {"t1ce": "T1Gd"}.get(contrast, contrast.upper())
     sidecar = {"synthetic": True, "subject": subject, "contrast": contrast, "label": label, "method": "direct"}
+    sidecar |= {"sources": {}, "intensity_scale": {"contrast": "t1"}}
     path.with_name(path.name[:-7] + ".json").write_text(json.dumps(sidecar))
     return path
 
@@ -60,6 +61,24 @@ def test_a_volume_and_its_uncertainty_become_dicom_beside_the_series_that_came_i
     assert before != {file: file.stat().st_mtime_ns for file in series.iterdir()}, "another volume takes its place"
 
 
+def test_each_series_of_a_study_has_a_number_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    affine = acquired_series(tmp_path / "T1")
+    for name in ("flair", "t1ce", "t2"):
+        write_output(tmp_path / "out", "case", name, affine)
+    written = export_dicom({"subject": "case", "t1": str(tmp_path / "T1")}, tmp_path / "out", BRATS)
+    files = [path / "0001.dcm" if path.is_dir() else path for path in written]
+    numbers = {int(pydicom.dcmread(file, stop_before_pixels=True).SeriesNumber) for file in files}
+    assert len(numbers) == len(files) == 6 and min(numbers) > 9000
+
+
+def test_a_damaged_sidecar_is_named(tmp_path: Path) -> None:
+    path = write_output(tmp_path / "out", "case", "t1ce", np.eye(4))
+    path.with_name("case_t1ce_SYNTHETIC.json").write_text("[]")
+    with pytest.raises(StudyError, match="case_t1ce_SYNTHETIC.json: is no sidecar"):
+        export_bids(["case"], tmp_path / "out", tmp_path / "bids", BRATS)
+
+
 def test_nifti_that_came_in_needs_a_series_of_the_patient_named(tmp_path: Path) -> None:
     study = {"subject": "case", "t1": "t1.nii.gz"}
     with pytest.raises(StudyError, match="study 'case': came as NIfTI.*--dicom-reference"):
@@ -72,7 +91,7 @@ def test_our_own_dicom_is_never_taken_as_acquired(tmp_path: Path) -> None:
     write_output(tmp_path / "out", "p1", "t2", affine, uncertain=False)
     study = {"subject": "p1", "t1": str(tmp_path / "exam" / "p1" / "T1")}
     (series,) = export_dicom(study, tmp_path / "out", ADNI)
-    assert is_synthetic(series, None) and not is_synthetic(study["t1"], None)
+    assert read_source(series).synthetic and not read_source(study["t1"]).synthetic
     series.rename(tmp_path / "exam" / "p1" / "T2")
     studies = read_studies(tmp_path / "exam", "adni", series={"T1": "t1", "T2": "t2"})
     assert [sorted(found) for found in studies] == [["subject", "t1"]]

@@ -104,9 +104,8 @@ def test_two_files_for_one_contrast_are_an_error(tmp_path: Path, files: list[str
         read_studies(tmp_path, "brats")
 
 
-@pytest.mark.parametrize("file", ["a_mask.nii.gz", "a_brainmask.nii", "preprocessing/brainmask.nii.gz"])
+@pytest.mark.parametrize("file", ["a_mask.nii.gz", "a_brainmask.nii"])
 def test_a_brain_mask_is_found_in_a_studys_folder(tmp_path: Path, file: str) -> None:
-    (tmp_path / "a" / "preprocessing").mkdir(parents=True)
     touch(tmp_path / "a", "a_t1.nii.gz", file)
     (study,) = read_studies(tmp_path, "brats")
     assert study["mask"] == str(tmp_path / "a" / file)

@@ -11,10 +11,11 @@ from typing import Any
 
 from apt_monai import __version__
 from apt_monai.contrasts import ContrastSet
-from apt_monai.data.writers import synthetic_path
+from apt_monai.data.writers import synthetic_volumes
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, write_text
 from apt_monai.io.dicom_writer import (
+    SERIES_NUMBER,
     Reference,
     is_written,
     read_reference,
@@ -74,41 +75,26 @@ def export_dicom(
     references = dicom_references(study, contrasts, given)
     read: dict[str, Reference] = {}
     written = []
-    for volume, sidecar in synthetic_volumes(study["subject"], output_dir, contrasts):
+    for contrast, (volume, sidecar) in synthetic_volumes(study["subject"], output_dir, contrasts).items():
         grid = sidecar.get("resampled_to", {}).get("scan")  # a raw study's volumes lie on that scan's grid
-        beside = [name for name in references if name != sidecar["contrast"]] or list(references)  # not a spoilt one
+        beside = [name for name in references if name != contrast] or list(references)  # not a spoilt one
         name = grid if grid in references else next(iter(beside))
         if references[name] not in read:
             read[references[name]] = read_reference(references[name])
         reference = read[references[name]]
         label, method = sidecar["label"], sidecar.get("method", "apt_monai")
+        number = SERIES_NUMBER + 1 + 2 * contrasts.index(contrast)  # and the next is its uncertainty's
         folder = volume.parent / DICOM_FOLDER / volume.name.removesuffix(".nii.gz")
         if not is_written(folder, volume, reference):
             shutil.rmtree(folder, ignore_errors=True)
-            write_dicom_series(volume, reference, folder, label, method)
+            write_dicom_series(volume, reference, folder, label, method, number)
         written.append(folder)
         uncertainty, file = uncertainty_path(volume), folder.with_name(f"{folder.name}_uncertainty.dcm")
         if uncertainty.is_file():
             if not is_written(file, uncertainty, reference):
-                write_parametric_map(uncertainty, reference, file, label, method)
+                write_parametric_map(uncertainty, reference, file, label, method, number + 1)
             written.append(file)
     return written
-
-
-def synthetic_volumes(
-    subject: str, output_dir: str | Path, contrasts: ContrastSet
-) -> list[tuple[Path, dict[str, Any]]]:
-    """A study's finished synthetic volumes, each with its sidecar, in contrast order.
-
-    Example::
-
-        >>> from apt_monai.contrasts import BRATS
-        >>> synthetic_volumes("a", "nothing", BRATS)
-        []
-    """
-    paths = [synthetic_path(output_dir, subject, name) for name in contrasts.names]
-    finished = [path for path in paths if path.is_file() and sidecar_path(path).is_file()]
-    return [(path, json.loads(sidecar_path(path).read_text(encoding="utf-8"))) for path in finished]
 
 
 # BIDS
@@ -181,8 +167,8 @@ def export_bids(
     written = []
     for subject in subjects:
         who = [part for part in names[subject] if part]
-        for volume, sidecar in synthetic_volumes(subject, output_dir, contrasts):
-            *agent, suffix = contrasts.contrasts[contrasts.index(sidecar["contrast"])].bids.split("_")
+        for contrast, (volume, sidecar) in synthetic_volumes(subject, output_dir, contrasts).items():
+            *agent, suffix = contrasts.contrasts[contrasts.index(contrast)].bids.split("_")
             entities = [*who, *(f"{entity}-gadolinium" for entity in agent)]
             files = {"synthetic": volume, "syntheticuncertainty": uncertainty_path(volume)}
             for description, file in files.items():

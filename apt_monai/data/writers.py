@@ -58,6 +58,34 @@ def synthetic_path(output_dir: str | Path, subject: str, contrast: str) -> Path:
     return Path(output_dir) / subject / f"{subject}_{contrast}_{SYNTHETIC}.nii.gz"
 
 
+def synthetic_volumes(
+    subject: str, output_dir: str | Path, contrasts: ContrastSet
+) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """A study's finished synthetic volumes, each with its sidecar, by contrast, in contrast order.
+
+    Raises:
+        StudyError: a sidecar is none.
+
+    Example::
+
+        >>> from apt_monai.contrasts import BRATS
+        >>> synthetic_volumes("a", "nothing", BRATS)
+        {}
+    """
+    paths = {name: synthetic_path(output_dir, subject, name) for name in contrasts.names}
+    finished = {name: path for name, path in paths.items() if path.is_file() and sidecar_path(path).is_file()}
+    return {name: (path, _read_sidecar(sidecar_path(path))) for name, path in finished.items()}
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    try:
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
+        _ = sidecar["sources"].keys(), sidecar["intensity_scale"]["contrast"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StudyError(f"{path}: is no sidecar of a synthetic volume ({error!r}); synthesise it anew") from error
+    return dict(sidecar)
+
+
 class SaveSyntheticStudyd(Transform):
     """Write the contrasts that a study lacked as NIfTI files on the acquired grid.
 

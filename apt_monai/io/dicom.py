@@ -185,11 +185,11 @@ def find_series(path: str | Path) -> DicomSeries:
     return named[0]
 
 
-def read_dicom_series(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+def read_dicom_series(path: str | Path | DicomSeries) -> tuple[np.ndarray, np.ndarray]:
     """Read one DICOM series as a volume: one file a slice, ordered by position, whatever the files are called.
 
     Args:
-        path: ``FOLDER[::SERIES_UID][::echo=N]``, see the module's text.
+        path: ``FOLDER[::SERIES_UID][::echo=N]``, see the module's text; or the series, where it was found already.
 
     Returns:
         The intensities, ``(columns, rows, slices)`` float32 with the rescale slope and intercept applied, and the
@@ -200,13 +200,27 @@ def read_dicom_series(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             slices are in colour, in one multi-frame file, without a position, not parallel, of different shapes or
             pixel sizes, not evenly spaced (one is missing) or two at one place; there is only one slice.
     """
-    series = find_series(path)
+    files, affine, _ = series_grid(path if isinstance(path, DicomSeries) else find_series(path))
+    volume = np.stack([_pixels(file) for file in files], axis=-1)  # columns×rows×slices
+    return volume, affine
+
+
+def series_grid(series: DicomSeries) -> tuple[list[Path], np.ndarray, tuple[int, int, int]]:
+    """Where a series lies, without its pixels.
+
+    Returns:
+        Its files in the order of their slices, the affine ``(4, 4)``, voxels to mm, RAS+, and the shape
+        ``(columns, rows, slices)``.
+
+    Raises:
+        StudyError: the slices are no volume, see :func:`read_dicom_series`.
+    """
     headers = {file: _header(file) for file in series.files}
     for file, header in headers.items():
         _check_slice(file, header)
     files, affine = _grid(series, headers)
-    volume = np.stack([_pixels(file) for file in files], axis=-1)  # columns×rows×slices
-    return volume, affine
+    columns, rows = (int(_number(files[0], headers[files[0]], tag)) for tag in ("Columns", "Rows"))
+    return files, affine, (columns, rows, len(files))
 
 
 def _is_dicom(file: Path) -> bool:

@@ -8,7 +8,6 @@ integers are turned into the volume's intensities by the rescale slope, an exten
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,12 +27,12 @@ from apt_monai import __version__
 from apt_monai.errors import StudyError
 from apt_monai.files import complete_file, complete_folder, file_sha256
 from apt_monai.geometry import same_grid
-from apt_monai.io.dicom import DicomSeries, find_series, read_dicom_series
+from apt_monai.io.dicom import find_series, series_grid
 from apt_monai.io.nifti import read_nifti
 from apt_monai.io.sidecar import NOTICE, SYNTHETIC
 
 SERIES_NUMBER = 9000
-"""The first of ours; a scanner's own are far below."""
+"""Ours are above it, each with its own; a scanner's own are far below."""
 _NO_HIGHDICOM = (
     "the uncertainty becomes a DICOM parametric map by highdicom, which is not installed: "
     "pip install 'apt_monai[dicom]'"
@@ -68,36 +67,26 @@ class Reference:
 
 
 def read_reference(path: str | Path) -> Reference:
-    """Read an acquired series to write beside; its pixels are looked at once, to be sure that it is a whole volume.
+    """Read the headers of an acquired series to write beside.
 
     Raises:
-        StudyError: it cannot be read (see :func:`apt_monai.io.dicom.read_dicom_series`), or does not say of which study
+        StudyError: it is no volume (see :func:`apt_monai.io.dicom.read_dicom_series`), or does not say of which study
             or in which frame of reference it is.
     """
-    volume, affine = read_dicom_series(path)
-    series = find_series(path)
-    headers = sorted(_headers(series), key=lambda header: _along(header, affine))
+    files, affine, shape = series_grid(find_series(path))
+    headers = [pydicom.dcmread(file, stop_before_pixels=True, force=True) for file in files]
     for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "SeriesInstanceUID"):
         if not headers[0].get(keyword):
             raise StudyError(
                 f"{path}: has no {keyword}, so nothing can be written beside it; name another series of the patient's "
                 "study as the reference, as it came from the scanner"
             )
-    return Reference(str(path), tuple(headers), volume.shape, affine)
+    return Reference(str(path), tuple(headers), shape, affine)
 
 
-def _headers(series: DicomSeries) -> Iterator[Dataset]:
-    for file in series.files:
-        yield pydicom.dcmread(file, stop_before_pixels=True, force=True)
-
-
-def _along(header: Dataset, affine: NDArray[np.float64]) -> float:
-    """Where a slice lies along the volume's third axis."""
-    place = np.array([float(value) for value in header.ImagePositionPatient]) * [-1, -1, 1]
-    return float(np.linalg.solve(affine[:3, :3], place - affine[:3, 3])[2])
-
-
-def write_dicom_series(volume: str | Path, reference: Reference, out: str | Path, label: str, method: str) -> Path:
+def write_dicom_series(
+    volume: str | Path, reference: Reference, out: str | Path, label: str, method: str, number: int = SERIES_NUMBER
+) -> Path:
     """Write a synthesised volume as a DICOM series beside an acquired one.
 
     Args:
@@ -107,6 +96,7 @@ def write_dicom_series(volume: str | Path, reference: Reference, out: str | Path
         out: the folder of the series, which is not there yet; files are called ``0001.dcm`` and on.
         label: the contrast's, such as ``T1Gd``.
         method: what synthesised it, such as ``direct``.
+        number: SeriesNumber, which no other series of the study should have.
 
     Returns:
         The folder, complete. Series and instances have UIDs of their own, the same for the same volume and reference.
@@ -120,7 +110,6 @@ def write_dicom_series(volume: str | Path, reference: Reference, out: str | Path
     Example: see ``tests/test_dicom_writer.py``.
     """
     values, affine = _placed(volume, reference)
-    number = SERIES_NUMBER + 1
     uid = _uid(volume, reference, "series")
     low, high = float(values.min()), float(values.max())
     slope = DSfloat(max(high - low, 1e-6) / 65535, auto_format=True)
@@ -148,11 +137,13 @@ def write_dicom_series(volume: str | Path, reference: Reference, out: str | Path
     return Path(out)
 
 
-def write_parametric_map(volume: str | Path, reference: Reference, out: str | Path, label: str, method: str) -> Path:
+def write_parametric_map(
+    volume: str | Path, reference: Reference, out: str | Path, label: str, method: str, number: int = SERIES_NUMBER
+) -> Path:
     """Write a synthesised volume's uncertainty as a DICOM parametric map, one file of 32-bit numbers.
 
     Args:
-        volume, reference, label, method: as of :func:`write_dicom_series`.
+        volume, reference, label, method, number: as of :func:`write_dicom_series`.
         out: the file.
 
     Raises:
@@ -174,7 +165,7 @@ def write_parametric_map(volume: str | Path, reference: Reference, out: str | Pa
         source_images=_sources(reference),
         pixel_array=np.ascontiguousarray(values.transpose(2, 1, 0)).astype(np.float32),  # slices × rows × columns
         series_instance_uid=_uid(volume, reference, "series"),
-        series_number=SERIES_NUMBER + 2,
+        series_number=number,
         sop_instance_uid=_uid(volume, reference, "map"),
         instance_number=1,
         manufacturer="apt_monai",

@@ -7,7 +7,6 @@ from pathlib import Path
 import nibabel as nib
 
 from apt_monai import __version__
-from apt_monai.io.dicom import find_series
 from apt_monai.io.nifti import nifti_stem
 
 SYNTHETIC = "SYNTHETIC"
@@ -26,12 +25,12 @@ def is_synthetic_name(path: str | Path) -> bool:
     return SYNTHETIC in Path(path).name.upper()
 
 
-def is_synthetic(path: str | Path, header: nib.Nifti1Header | None) -> bool:
-    """Whether a volume was synthesised, as its file's name or its header says; a renamed file still says it.
+def is_synthetic(path: str | Path, header: nib.Nifti1Header) -> bool:
+    """Whether a NIfTI volume was synthesised, as its file's name or its header says; a renamed file still says it.
 
     Args:
         path: the volume.
-        header: its NIfTI header; None of a DICOM series, whose description says it.
+        header: its header.
 
     Example::
 
@@ -40,11 +39,7 @@ def is_synthetic(path: str | Path, header: nib.Nifti1Header | None) -> bool:
         >>> is_synthetic("renamed.nii.gz", header), is_synthetic("renamed.nii.gz", nib.Nifti1Header())
         (True, False)
     """
-    if is_synthetic_name(path):
-        return True
-    if header is None:
-        return is_synthetic_name(find_series(path).label.description)
-    return bool(header["intent_name"].item() == SYNTHETIC.encode())
+    return is_synthetic_name(path) or bool(header["intent_name"].item() == SYNTHETIC.encode())
 
 
 def mark_synthetic(header: nib.Nifti1Header, label: str) -> None:

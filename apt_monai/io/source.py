@@ -13,9 +13,10 @@ import numpy as np
 
 from apt_monai.errors import StudyError
 from apt_monai.files import file_sha256
-from apt_monai.io.dicom import dicom_files, find_series, read_dicom_series
+from apt_monai.io.dicom import DicomSeries, dicom_files, find_series, read_dicom_series
 from apt_monai.io.nifti import read_nifti
 from apt_monai.io.series_path import parse_series_path
+from apt_monai.io.sidecar import is_synthetic, is_synthetic_name
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Source:
         affine: ``(4, 4)`` float64, voxels to mm, RAS+.
         header: of a NIfTI file; None of a DICOM series.
         sha256: what its content is known by, see :func:`source_sha256`.
+        synthetic: whether it was synthesised, as its name, its header or its series' description says.
     """
 
     volume: np.ndarray
     affine: np.ndarray
     header: nib.Nifti1Header | None
     sha256: str
+    synthetic: bool
 
 
 def read_source(path: str | Path) -> Source:
@@ -59,17 +62,20 @@ def read_source(path: str | Path) -> Source:
     """
     header = None
     if is_series(path):
-        volume, affine = read_dicom_series(path)
-        digest = source_sha256(path)
+        series = find_series(path)
+        volume, affine = read_dicom_series(series)
+        digest = _series_sha256(series)
+        synthetic = is_synthetic_name(path) or is_synthetic_name(series.label.description)
     else:
         volume, image, digest = read_nifti(path)
         header, affine = image.header, np.asarray(image.affine, dtype=np.float64)
+        synthetic = is_synthetic(path, header)
     finite = np.isfinite(volume)
     if not finite.all():
         raise StudyError(f"{path}: {np.count_nonzero(~finite)} voxels are NaN or infinite; mend or exclude the volume")
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-9:
         raise StudyError(f"{path}: the affine {affine.tolist()} has no inverse; mend the header's sform or qform")
-    return Source(volume, affine, header, digest)
+    return Source(volume, affine, header, digest, synthetic)
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +110,11 @@ def source_sha256(path: str | Path) -> str:
     """
     if not is_series(path):
         return file_sha256(path)
-    hashes = sorted(file_sha256(file) for file in find_series(path).files)
+    return _series_sha256(find_series(path))
+
+
+def _series_sha256(series: DicomSeries) -> str:
+    hashes = sorted(file_sha256(file) for file in series.files)
     return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

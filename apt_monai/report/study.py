@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from apt_monai.contrasts import ContrastSet, get_contrast_set
-from apt_monai.data.writers import synthetic_path
+from apt_monai.data.writers import synthetic_volumes
 from apt_monai.errors import StudyError
 from apt_monai.files import write_text
-from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, prior_path, sidecar_path, uncertainty_path
+from apt_monai.io.sidecar import SYNTHETIC, is_synthetic_name, prior_path, uncertainty_path
 from apt_monai.quality.findings import SEVERITIES
 from apt_monai.report.page import WARNING, json_block, page, picture, table, template
 from apt_monai.report.scrub import scrubbed
@@ -88,8 +88,10 @@ def write_report(
 
         >>> import nibabel as nib, numpy as np
         >>> from apt_monai.files import write_text
+        >>> from apt_monai.io.sidecar import sidecar_path
         >>> image = nib.Nifti1Image(np.ones((6, 7, 8), np.float32), np.eye(4))
         >>> nib.save(image, "a_t1.nii.gz")
+        >>> from apt_monai.data.writers import synthetic_path
         >>> synthetic = synthetic_path("out", "a", "t2")
         >>> write_text(sidecar_path(synthetic), '{"sources": {"t1": {}}, "intensity_scale": {"contrast": "t1"}}')
         >>> nib.save(image, synthetic)
@@ -122,35 +124,19 @@ def write_report(
 
 def _shown(study: Mapping[str, str | Path], subject: str, out: str | Path, contrasts: ContrastSet) -> list[_Shown]:
     """The acquired volumes, then the synthetic ones, in contrast order."""
-    sidecars = {}
-    for name in contrasts.names:
-        path = synthetic_path(out, subject, name)
-        if path.is_file() and sidecar_path(path).is_file():
-            sidecars[name] = _read_sidecar(sidecar_path(path))
-    if not sidecars:
+    made = synthetic_volumes(subject, out, contrasts)
+    if not made:
         raise StudyError(
             f"{Path(out) / subject}: has no synthetic volume of study {subject!r} with its sidecar; synthesise first"
         )
-    used = {name for sidecar in sidecars.values() for name in sidecar["sources"]}
+    used = {name for _, sidecar in made.values() for name in sidecar["sources"]}
     labels = dict(zip(contrasts.names, contrasts.labels, strict=True))
     acquired = [
         _Shown(name, label, "acquired" if name in used else "acquired, not used", study[name])
         for name, label in labels.items()
         if name in study
     ]
-    return acquired + [
-        _Shown(name, labels[name], SYNTHETIC, synthetic_path(out, subject, name), sidecar)
-        for name, sidecar in sidecars.items()
-    ]
-
-
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    try:
-        sidecar = json.loads(path.read_text(encoding="utf-8"))
-        _ = sidecar["sources"].keys(), sidecar["intensity_scale"]["contrast"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"{path}: is no sidecar of a synthetic volume ({error!r}); synthesise it anew") from error
-    return dict(sidecar)
+    return acquired + [_Shown(name, labels[name], SYNTHETIC, path, sidecar) for name, (path, sidecar) in made.items()]
 
 
 def _viewer_data(shown: Sequence[_Shown], grid: Grid) -> tuple[dict[str, str], list[str]]:

@@ -13,7 +13,6 @@ from monai.transforms import Transform
 from apt_monai.contrasts import ContrastSet, get_contrast_set
 from apt_monai.errors import StudyError
 from apt_monai.geometry import SAME_GRID_MM, corners_apart
-from apt_monai.io.sidecar import is_synthetic
 from apt_monai.io.source import read_source, read_volume
 
 
@@ -127,7 +126,7 @@ class LoadStudyd(Transform):
         sources = {name: read_source(path) for name, path in paths.items()}
         first_path, first, affine = next((paths[name], s.volume, s.affine) for name, s in sources.items())
         for name, source in sources.items():
-            if is_synthetic(paths[name], source.header):
+            if source.synthetic:
                 raise StudyError(
                     f"{paths[name]}: was synthesised, as its name or its header says; give acquired contrasts alone"
                 )

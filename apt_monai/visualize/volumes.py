@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from apt_monai.errors import StudyError
 from apt_monai.geometry import same_grid
-from apt_monai.io.sidecar import is_synthetic
 from apt_monai.io.source import read_source
 from apt_monai.visualize.canvas import BACKGROUND, CELL, FAINT, TEXT, WARNING, extent, mark_synthetic, save, show
 
@@ -90,7 +89,7 @@ def _on_one_grid(
     for name, path in volumes.items():
         source = read_source(path)
         image = nib.as_closest_canonical(nib.Nifti1Image(source.volume, source.affine))
-        if is_synthetic(path, source.header):
+        if source.synthetic:
             synthetic.add(name)
         if not loaded:
             affine, shape, first = image.affine, image.shape, path

@@ -27,8 +27,7 @@ def read_studies(
     accepted as one study. A study's files are called ``<name>_<suffix>.nii.gz`` (or ``-<suffix>``, or ``.nii``), with
     one name for all contrasts, where the suffix is one of the contrast's: BraTS 2021 (``BraTS2021_00000_t1ce.nii.gz``)
     and 2023 and later (``BraTS-GLI-00000-000-t1c.nii.gz``), or ADNI as this package writes it
-    (``002_S_0413_pd.nii.gz``). What is brain is read from ``<anything>_mask.nii.gz`` or ``_brainmask.nii.gz``, or from
-    ``preprocessing/brainmask.nii.gz``, where it is there.
+    (``002_S_0413_pd.nii.gz``). What is brain is read from ``<anything>_mask.nii.gz`` or ``_brainmask.nii.gz``.
 
     **BIDS**, where the folder holds ``sub-*/anat`` or ``sub-*/ses-*/anat``, or is such a ``sub-*`` folder itself. Each
     session is one study, named ``sub-01_ses-01``, or ``sub-01`` where there are no sessions. Of

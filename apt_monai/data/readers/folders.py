@@ -77,8 +77,6 @@ def _read_folder(folder: Path, contrasts: ContrastSet, left_out: LeftOut) -> Stu
         if key in study:
             raise StudyError(f"{file}: a second file for {key}, beside {Path(study[key]).name}; keep one of the two")
         study[key] = str(file)
-    if "mask" not in study and (mask := folder / DETAILS_FOLDER / "brainmask.nii.gz").is_file():
-        study["mask"] = str(mask)
     refuse_foreign_files(folder)
     if not any(name in study for name in contrasts.names):
         raise _no_contrast(folder, contrasts)
