@@ -45,6 +45,17 @@ def json_sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def key_digest(*key: object) -> bytes:
+    """32 bytes that a key alone decides, such as seed and subject: what random numbers or an order are drawn from.
+
+    Example::
+
+        >>> key_digest(0, "a") == key_digest(0, "a"), key_digest(0, "a") == key_digest(1, "a")
+        (True, False)
+    """
+    return hashlib.sha256("/".join(map(str, key)).encode()).digest()
+
+
 @contextmanager
 def complete_file(path: str | Path) -> Iterator[Path]:
     """Write a file so that it is complete or not there.

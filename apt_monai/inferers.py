@@ -9,7 +9,6 @@ count from 0, so that step t is their timestep t - 1.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from monai.inferers import DiffusionInferer
 from monai.networks.schedulers import DDPMScheduler, NoiseSchedules
 from monai.networks.schedulers.ddpm import DDPMPredictionType
 
+from apt_monai.files import key_digest
 from apt_monai.networks.denoisers import Conditions, Denoiser, Prediction
 
 NextStep = Literal["forward", "ddim", "ddpm"]
@@ -35,8 +35,7 @@ def slice_seed(seed: int, subject: str, slice_index: int) -> int:
         >>> slice_seed(0, "BraTS2021_00000", 70) == slice_seed(0, "BraTS2021_00000", 71)
         False
     """
-    digest = hashlib.sha256(f"{seed}/{subject}/{slice_index}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1  # a generator takes 63 bits
+    return int.from_bytes(key_digest(seed, subject, slice_index)[:8], "little") >> 1  # a generator takes 63 bits
 
 
 def step_pairs(start_step: int, sampling_steps: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from tqdm import tqdm
@@ -17,7 +18,6 @@ from apt_monai.data.writers import SaveSyntheticStudyd, pending_studies, without
 from apt_monai.distributed import is_lead
 from apt_monai.errors import StudyError
 from apt_monai.hardware import describe
-from apt_monai.io.source import read_volume
 from apt_monai.methods import Method
 from apt_monai.models import load as load_method
 from apt_monai.places import find_model
@@ -148,17 +148,16 @@ class Synthesizer:
         """What quality control finds in a study that has been loaded; each finding goes into the log, too.
 
         Args:
-            study: as :class:`apt_monai.transforms.StudyPreprocessing` returns it; its files are read again, as raw
-                intensities tell what scaled ones don't.
+            study: as :class:`apt_monai.transforms.StudyPreprocessing` returns it; its raw intensities tell what scaled
+                ones don't.
 
         Returns:
             The findings as a sidecar holds them (:class:`apt_monai.quality.Finding`), and those of preprocessing.
         """
-        read = {name: read_volume(path) for name, path in study["paths"].items()}
         brain = torch.where(_plain(study["region"]) > 0, 1.0, -1.0)
         inside = self.preprocessing.restore(brain, study).as_tensor()[0].numpy() > 0
-        affine = next(affine for _, affine in read.values())
-        volumes = Volumes({name: volume for name, (volume, _) in read.items()}, inside, affine)
+        affine = np.asarray(study["image"].meta["original_affine"])
+        volumes = Volumes({name: volume.numpy() for name, volume in study["raw"].items()}, inside, affine)
         found = check_study(volumes, self.contrasts, self.reference)
         for finding in found:
             logger.warning("%s: %s", study["subject"], finding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from tiny_studies import write_study
 import apt_monai
 from apt_monai.contrasts import BRATS
 from apt_monai.errors import StudyError
+from apt_monai.io.nifti import read_nifti
 from apt_monai.places import trained_model
 from apt_monai.synthesis import Synthesizer
 
@@ -61,6 +63,18 @@ def test_a_study_may_have_a_name_and_a_spoilt_contrast_be_asked_for(folder: Path
     assert written == {"t1": Path("out/case-7/case-7_t1_SYNTHETIC.nii.gz")}
     assert list(json.loads(Path("out/case-7/case-7_t1_SYNTHETIC.json").read_text())["sources"]) == ["t2"]
     assert synthesizer.pending([study], "out", ["t1"]) == [] and len(synthesizer.pending([study], "out")) == 1
+
+
+def test_a_studys_files_are_read_once(folder: Path, synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def counted(path: str) -> Any:
+        read.append(path)
+        return read_nifti(path)
+
+    monkeypatch.setattr("apt_monai.io.source.read_nifti", counted)
+    synthesizer.synthesize({"t1": "a.nii.gz", "t2": "b.nii.gz"}, "out")
+    assert read == ["a.nii.gz", "b.nii.gz"]
 
 
 def test_what_cannot_be_synthesised_is_refused_and_nothing_is_written(synthesizer: Synthesizer) -> None:

@@ -9,8 +9,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from apt_monai import models
 from apt_monai.comparison.paper import paper_numbers
@@ -130,13 +133,16 @@ class Comparison:
         """
         record = self.plan.out / "cells" / slug(row.label) / "dice.json"
         if not record.is_file():
-            weights, iterations = self.plan.out / "segmenter.pt", self.protocol.segmenter_iterations
-            entries = self.slices("train").entries
-            network = train_segmenter(entries, self.plan.contrasts, weights, iterations, self.plan.seed, self.device)
-            found = dice_with(network, {row.label: self.method(row)}, self.slices("test"), self.device)
+            found = dice_with(self._segmenter, {row.label: self.method(row)}, self.slices("test"), self.device)
             write_text(record, json.dumps(_finite(found), indent=1) + "\n")
         found = json.loads(record.read_text(encoding="utf-8"))
         return mean([entry["dice"] for entry in found if entry["method"] == row.label and entry["dice"] is not None])
+
+    @cached_property
+    def _segmenter(self) -> nn.Module:
+        weights, iterations = self.plan.out / "segmenter.pt", self.protocol.segmenter_iterations
+        entries = self.slices("train").entries
+        return train_segmenter(entries, self.plan.contrasts, weights, iterations, self.plan.seed, self.device)
 
     def slices(self, part: str) -> EvaluationSlices:
         """The slices of a part of the split: ``"train"``, ``"validation"`` or ``"test"``."""

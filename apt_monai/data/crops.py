@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DistributedSampler
+
+from apt_monai.files import key_digest
 
 Epoch = tuple[int, int]
 """A sample's index, and the epoch that it is taken in."""
@@ -35,7 +36,7 @@ class EpochSampler(DistributedSampler):
 
 def crop_generator(seed: int, subject: str, slice_index: int, epoch: int) -> np.random.Generator:
     """Where the crop of a slice in an epoch is drawn from: these four alone."""
-    digest = hashlib.sha256(f"{seed}/{subject}/{slice_index}/{epoch}".encode()).digest()
+    digest = key_digest(seed, subject, slice_index, epoch)
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
 

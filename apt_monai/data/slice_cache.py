@@ -22,7 +22,6 @@ studies).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -42,6 +41,7 @@ from tqdm import tqdm
 
 from apt_monai.data.crops import Epoch, coarsened, crop_around, crop_generator
 from apt_monai.errors import StudyError
+from apt_monai.files import json_sha256, key_digest
 from apt_monai.io.source import source_stat
 from apt_monai.transforms import InPlaneFit, StudyPreprocessing
 
@@ -303,7 +303,7 @@ class SliceCache:
 
 
 def _key(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return json_sha256(content)[:12]
 
 
 def _is_complete(folder: Path) -> bool:
@@ -477,8 +477,7 @@ def subject_generator(seed: int, subject: str) -> np.random.Generator:
         >>> bool(subject_generator(0, "a").random() == subject_generator(0, "a").random())
         True
     """
-    entropy = hashlib.sha256(f"{seed}/{subject}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(entropy, "big"))
+    return np.random.default_rng(int.from_bytes(key_digest(seed, subject), "big"))
 
 
 def _spread(study: CachedStudy, count: int, seed: int) -> list[int]:

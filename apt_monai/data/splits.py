@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from apt_monai.files import write_text
+from apt_monai.files import key_digest, write_text
 
 PARTS = ("train", "validation", "test", "unused")
 
@@ -73,7 +72,7 @@ def split_subjects(
         raise ValueError(
             f"validation_subjects={validation_subjects}, test_subjects={test_subjects}: each must be at least 1"
         )
-    patients = sorted({patient(name) for name in names}, key=lambda p: hashlib.sha256(f"{seed}/{p}".encode()).digest())
+    patients = sorted({patient(name) for name in names}, key=lambda p: key_digest(seed, p))
     if len(patients) < 3:
         raise ValueError(
             f"{len(patients)} subjects cannot be split into training, validation and test; at least 3 are needed"

@@ -29,7 +29,8 @@ class StudyPreprocessing(Compose):
 
     Takes a study (see :class:`LoadStudyd`) and returns the loaded study: ``"subject"``, ``"image"`` ``(C, H, W, Z)``
     float32 in [-1, 1] with background and absent contrasts exactly -1, axial slices along the last axis;
-    ``"available"`` ``(C,)`` bool; ``"region"`` ``(1, H, W, Z)`` uint8; ``"intensity_range"`` ``(C, 2)``; ``"paths"``.
+    ``"available"`` ``(C,)`` bool; ``"region"`` ``(1, H, W, Z)`` uint8; ``"intensity_range"`` ``(C, 2)``; ``"paths"``;
+    and ``"raw"``, as they were read.
 
     Args:
         contrasts: the contrast set, or its name (``"brats"``, ``"adni"``).

@@ -85,6 +85,8 @@ class LoadStudyd(Transform):
     - ``"region"``: MetaTensor ``(1, X, Y, Z)`` uint8: 0 = outside the brain, 1 = brain (the mask; without one,
       where any acquired contrast is not 0), 2 = tumour (inside the brain). Where a volume's background is not exactly
       0, as resampling leaves it, what is below 1e-3 of its robust maximum counts as 0;
+    - ``"raw"``: the acquired contrasts' intensities as they were read, ``(X, Y, Z)`` float32, by name; no later
+      transform changes them;
     - ``"paths"``, ``"sha256"``, ``"headers"``: the acquired contrasts' paths, their files' hashes and their NIfTI
       headers (None of a DICOM series) by name, in the order of the contrast axis.
 
@@ -159,6 +161,7 @@ class LoadStudyd(Transform):
             "image": self._on_grid(image, affine, first_path),
             "available": torch.tensor(self.contrasts.mask(paths)),
             "region": self._on_grid(region[None], affine, first_path),
+            "raw": {name: torch.from_numpy(source.volume) for name, source in sources.items()},
             "paths": paths,
             "sha256": {name: source.sha256 for name, source in sources.items()},
             "headers": {name: source.header for name, source in sources.items()},

@@ -34,6 +34,22 @@ def display_orientation(image: NDArray[Any]) -> NDArray[Any]:
     return image.T[::-1, ::-1]
 
 
+def canvas(
+    rows: int, columns: int, cell: NDArray[Any], title: str, footer: str, more: tuple[float, float] = (0.4, 0.9)
+) -> tuple[Figure, list[list[Axes]]]:
+    """An empty figure of so many cells, of the shape of one image; more: the inches beside them, across and up."""
+    height, width = display_orientation(cell).shape
+    size = (CELL * columns + more[0], CELL * height / width * rows + more[1])
+    figure = Figure(figsize=size, facecolor=BACKGROUND)
+    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)
+    figure.suptitle(title, color=TEXT, fontsize=12)
+    figure.supxlabel(footer, color=FAINT, fontsize=8)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return figure, [list(line) for line in grid]
+
+
 def show(
     axes: Axes,
     image: NDArray[Any],

@@ -7,15 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from apt_monai.visualize.canvas import (
-    BACKGROUND,
-    CELL,
-    FAINT,
     TEXT,
     brain_box,
-    display_orientation,
+    canvas,
     mark_synthetic,
     save,
     show,
@@ -43,7 +39,7 @@ def draw_comparison(path: str | Path, rows: Sequence[SynthesisRow], title: str) 
     """
     methods = list(rows[0].synthesised)
     box = brain_box([image for row in rows for image in (row.truth, *row.synthesised.values())])
-    figure, grid = _canvas(2 * len(rows), 1 + len(methods), rows[0].truth[box], title, FOOTER)
+    figure, grid = canvas(2 * len(rows), 1 + len(methods), rows[0].truth[box], title, FOOTER)
     for number, row in enumerate(rows):
         images, errors = grid[2 * number], grid[2 * number + 1]
         show(images[0], row.truth[box])
@@ -83,7 +79,7 @@ def draw_from_features(
     title = f"{target} from the fused features of {', '.join(labels)} alone"
     boxes = [brain_box([*acquired.values()]) for _, acquired, _ in studies]
     shape = next(iter(studies[0][1].values()))[boxes[0]]
-    figure, grid = _canvas(
+    figure, grid = canvas(
         len(studies), len(labels) + 1, shape, title, FOOTER.removeprefix("PSNR over the whole slice. ")
     )
     for line, box, (name, acquired, synthesised) in zip(grid, boxes, studies, strict=True):
@@ -94,19 +90,6 @@ def draw_from_features(
     for axes, label in zip(grid[0], [*labels, f"{target} from z"], strict=True):
         axes.set_title(label, color=TEXT, fontsize=9)
     return save(figure, path)
-
-
-def _canvas(rows: int, columns: int, cell: Slice, title: str, footer: str) -> tuple[Figure, list[list[Axes]]]:
-    """An empty figure of so many cells, of the shape of one image."""
-    height, width = display_orientation(cell).shape
-    figure = Figure(figsize=(CELL * columns + 0.4, CELL * height / width * rows + 0.9), facecolor=BACKGROUND)
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)
-    figure.suptitle(title, color=TEXT, fontsize=12)
-    figure.supxlabel(footer, color=FAINT, fontsize=8)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    return figure, [list(line) for line in grid]
 
 
 def _name(axes: Axes, text: str) -> None:

@@ -10,16 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from apt_monai.visualize.canvas import (
-    BACKGROUND,
-    CELL,
-    FAINT,
     TEXT,
     brain_box,
-    display_orientation,
+    canvas,
     mark_synthetic,
     save,
     show,
@@ -103,17 +99,8 @@ def draw_synthesis(
     columns = ["acquired", *(["prior"] if priors else []), *methods, *[f"|error|  {m}" for m in methods]]
     columns += [f"±90 %  {m}" for m in unsure]
     num_rows, num_columns = len(rows) + bool(acquired), max(len(columns), len(acquired))
-    height, width = display_orientation(images[0][box]).shape
-    figure = Figure(
-        figsize=(CELL * num_columns + 0.9, CELL * height / width * num_rows + 0.25 * (num_rows - len(rows)) + 0.8),
-        facecolor=BACKGROUND,
-    )
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.03, wspace=0.01, hspace=0.01)
-    figure.suptitle(title, color=TEXT, fontsize=12)
-    figure.supxlabel(FOOTER, color=FAINT, fontsize=8)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    more = (0.9, 0.25 * (num_rows - len(rows)) + 0.8)
+    figure, grid = canvas(num_rows, num_columns, images[0][box], title, FOOTER, more)
 
     if acquired:
         for axes, (label, image) in zip(grid[0], acquired.items(), strict=False):
@@ -124,7 +111,7 @@ def draw_synthesis(
     for axes, name in zip(grid[int(bool(acquired))], columns, strict=False):
         axes.set_title(name, color=TEXT, fontsize=9)
     scale = ScalarMappable(Normalize(0, MAX_ERROR), ERROR_COLOURS)
-    target_axes = list(grid[num_rows - len(rows) :].flat)
+    target_axes = [axes for line in grid[num_rows - len(rows) :] for axes in line]
     bar = figure.colorbar(scale, ax=target_axes, shrink=0.9 / len(rows), pad=0.01, aspect=12, extend="max")
     bar.set_label("|error|, intensities in [0, 1]", color=TEXT, fontsize=8)
     bar.ax.tick_params(colors=TEXT, labelsize=8)
