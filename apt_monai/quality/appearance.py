@@ -1,9 +1,9 @@
 """Whether a contrast looks like its name, and a study like those that the model was trained on.
 
-What a contrast looks like is told by some numbers: of each contrast its histogram, how bright it is at which depth below
-the brain's surface, and at which distance from its darkest and brightest voxels; of each two, which ranks of one go with
-which ranks of the other. A :class:`Reference` holds the means and the covariance of two contrasts' numbers together in a
-training set, as a linear discriminant analysis does, and is kept with the model.
+What a contrast looks like is told by some numbers: of each contrast its histogram, how bright it is at which depth
+below the brain's surface, and at which distance from its darkest and brightest voxels; of each two, which ranks of one
+go with which ranks of the other. A :class:`Reference` holds their means and covariances in a training set, as a linear
+discriminant analysis does, and is kept with the model. Names are told by all numbers of two contrasts together.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Reference:
 
     Args:
         means: by ``(contrast,)`` and ``(contrast, other)``, the mean of the numbers of :func:`measure`.
-        precisions: by 1 and 2 (contrasts), the inverse of the covariance that all of that many share; of two, that of
-            the numbers of each and of both.
+        precisions: inverses of covariances that all contrasts share: of the numbers of ``"one"`` contrast, of those
+            that a ``"pair"`` alone has, and of those of a pair and of each of it, ``"joint"``.
         margin: for 1, 2, … C contrasts, how much farther than under other names they must be for a finding.
         unlike: for 1, 2, … C contrasts, the distance from which on a study is unlike the training set.
         subjects: how many studies they were learned from.
@@ -121,26 +121,28 @@ class Reference:
     """
 
     means: Mapping[tuple[str, ...], np.ndarray]
-    precisions: Mapping[int, np.ndarray]
+    precisions: Mapping[str, np.ndarray]
     margin: tuple[float, ...]
     unlike: tuple[float, ...]
     subjects: int
     swapped: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
-    def distance(self, names: tuple[str, ...], features: np.ndarray) -> float:
-        """How far the numbers of one or two contrasts are from what is usual under these names: 1 is an average study.
+    def distance(self, kind: str, names: tuple[str, ...], features: np.ndarray) -> float:
+        """How far some numbers are from what is usual under these names: 1 is as training studies are on average.
 
         Args:
+            kind: ``"one"``, ``"pair"`` or ``"joint"``.
             names: one or two.
-            features: as :func:`joint` gives them.
+            features: as :func:`gather` gives them.
         """
-        away = features - joint(self.means, names)
-        return float(away @ self.precisions[len(names)] @ away) / len(away)
+        away = features - gather(self.means, kind, names)
+        return float(away @ self.precisions[kind] @ away) / len(away)
 
     def unlikeness(self, features: Features) -> float:
-        """The mean distance of a study's contrasts, two at a time, from what is usual under their names."""
-        parts = _parts(features)
-        return float(np.mean([self.distance(part, joint(features, part)) for part in parts]))
+        """The mean distance of a study's contrasts and pairs of contrasts from what is usual under their names."""
+        ones = [self.distance("one", key, each) for key, each in features.items() if len(key) == 1]
+        pairs = [self.distance("pair", key, each) for key, each in features.items() if len(key) == 2]
+        return float(np.mean([np.mean(each) for each in (ones, pairs) if each]))
 
     def suspect(self, features: Features, contrasts: ContrastSet) -> tuple[dict[str, str], float]:
         """The names that fit best, and by how much better than the study's own they fit.
@@ -156,10 +158,11 @@ class Reference:
             By the study's names the others that fit best, and how much nearer those are: below 0, the study's own fit.
         """
         looks = {name: name for name in contrasts.names} | {with_: without for without, with_ in contrasts.agent_pairs}
-        own, parts = _names(features), _parts(features)
-        size = len(parts[0])
+        own = tuple(key[0] for key in features if len(key) == 1)
+        size = min(2, len(own))
+        kind, parts = ("one", "joint")[size - 1], list(combinations(own, size))
         table = {
-            (part, names): self.distance(names, joint(features, part))
+            (part, names): self.distance(kind, names, gather(features, kind, part))
             for part in parts
             for names in permutations(contrasts.names, size)
         }
@@ -208,9 +211,7 @@ class Reference:
             "unlike": list(self.unlike),
             "swapped": {"/".join(key): each for key, each in self.swapped.items()},
             "means": {"/".join(key): _rounded(each) for key, each in self.means.items()},
-            "precisions": {
-                str(kind): _rounded(each[np.tril_indices(len(each))]) for kind, each in self.precisions.items()
-            },
+            "precisions": {kind: _rounded(each[np.tril_indices(len(each))]) for kind, each in self.precisions.items()},
         }
         write_text(Path(path), json.dumps(content, allow_nan=False) + "\n")
 
@@ -224,13 +225,15 @@ class Reference:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             means = {tuple(key.split("/")): np.array(each, float) for key, each in content["means"].items()}
-            precisions = {int(kind): _symmetric(each) for kind, each in content["precisions"].items()}
+            precisions = {kind: _symmetric(each) for kind, each in content["precisions"].items()}
             margin, unlike = (tuple(float(each) for each in content[key]) for key in ("margin", "unlike"))
             pairs = [(*key.split("/"), float(each)) for key, each in content.get("swapped", {}).items()]
             swapped = {(without, enhanced): each for without, enhanced, each in pairs}
             found = cls(means, precisions, margin, unlike, int(content["subjects"]), swapped)
-            wanted = {(name,) for name in contrasts.names} | set(permutations(contrasts.names, 2))
-            if set(means) != wanted or any(joint(means, key).shape != precisions[len(key)].shape[:1] for key in wanted):
+            keys = _keys(contrasts.names)
+            if set(means) != {*keys["one"], *keys["pair"]} or any(
+                gather(means, kind, key).shape != precisions[kind].shape[:1] for kind in keys for key in keys[kind]
+            ):
                 raise ValueError("of other contrasts")
             if not len(margin) == len(unlike) == len(contrasts):
                 raise ValueError("margin and unlike need a number for each number of contrasts")
@@ -242,26 +245,31 @@ class Reference:
         return found
 
 
-def joint(features: Mapping[tuple[str, ...], np.ndarray], names: tuple[str, ...]) -> np.ndarray:
-    """The numbers of one contrast, or of two: of each and of both, in both orders.
+def gather(features: Mapping[tuple[str, ...], np.ndarray], kind: str, names: tuple[str, ...]) -> np.ndarray:
+    """The numbers of one contrast, of a pair alone, or of a pair and of each of it.
+
+    Args:
+        features: by ``(contrast,)`` and ``(contrast, other)``.
+        kind: ``"one"``, ``"pair"`` or ``"joint"``.
+        names: one or two.
 
     Example::
 
-        >>> numbers = {("a",): np.array([1.0]), ("b",): np.array([2.0]), ("a", "b"): np.ones(2), ("b", "a"): np.zeros(2)}
-        >>> joint(numbers, ("b", "a")).tolist()
-        [2.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+        >>> numbers = {("a",): np.ones(1), ("b",): np.full(1, 2.0), ("a", "b"): np.ones(2), ("b", "a"): np.zeros(2)}
+        >>> gather(numbers, "pair", ("b", "a")).tolist(), gather(numbers, "joint", ("b", "a")).tolist()
+        ([0.0, 0.0], [2.0, 1.0, 0.0, 0.0, 1.0, 1.0])
     """
-    return np.concatenate([features[key] for key in [*((name,) for name in names), *permutations(names, 2)]])
+    if kind != "joint":
+        return features[names]
+    one, other = names
+    return np.concatenate([features[key] for key in ((one,), (other,), (one, other), (other, one))])
 
 
-def _names(features: Features) -> tuple[str, ...]:
-    return tuple(key[0] for key in features if len(key) == 1)
-
-
-def _parts(features: Features) -> list[tuple[str, ...]]:
-    """Each two of a study's contrasts; the one where there are no two."""
-    names = _names(features)
-    return list(combinations(names, min(2, len(names))))
+def _keys(names: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
+    """By kind of numbers, of which contrasts there are some."""
+    ones: list[tuple[str, ...]] = [(name,) for name in names]
+    pairs: list[tuple[str, ...]] = list(permutations(names, 2))
+    return {"one": ones, "pair": pairs, "joint": pairs}
 
 
 def _symmetric(lower: Sequence[float]) -> np.ndarray:
@@ -299,8 +307,8 @@ def learn(
     Raises:
         ValueError: there are too few studies.
     """
-    keys = [(name,) for name in contrasts.names] + list(permutations(contrasts.names, 2))
-    whole = [features for features in studies if set(keys) <= set(features)]
+    keys = _keys(contrasts.names)
+    whole = [features for features in studies if {*keys["one"], *keys["pair"]} <= set(features)]
     if len(whole) < FEWEST_STUDIES:
         raise ValueError(
             f"{len(whole)} studies with every contrast and a whole brain: at least {FEWEST_STUDIES} are needed"
@@ -320,14 +328,13 @@ def learn(
     return Reference(final.means, final.precisions, margins, unlike, len(whole))
 
 
-def _fit(studies: Sequence[Features], keys: Sequence[tuple[str, ...]], prior: float = 10.0) -> Reference:
+def _fit(studies: Sequence[Features], keys: Mapping[str, list[tuple[str, ...]]], prior: float = 10.0) -> Reference:
     """Means and precisions; numbers are taken for uncorrelated as if so many studies had shown it."""
     shrinkage = min(1.0, prior / len(studies))
-    means = {key: np.mean([features[key] for features in studies], axis=0) for key in keys}
+    means = {key: np.mean([each[key] for each in studies], axis=0) for key in [*keys["one"], *keys["pair"]]}
     precisions = {}
-    for kind in (1, 2):
-        own = [key for key in keys if len(key) == kind]
-        away = np.concatenate([[joint(features, key) - joint(means, key) for features in studies] for key in own])
+    for kind, own in keys.items():
+        away = np.concatenate([[gather(f, kind, key) - gather(means, kind, key) for f in studies] for key in own])
         covariance = away.T @ away / len(away)
         scale = np.diag(np.maximum(np.diag(covariance), 1e-6))  # numbers of one unit: shrunk towards their variances
         precisions[kind] = np.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale)
