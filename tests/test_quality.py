@@ -93,6 +93,16 @@ def test_a_contrast_of_another_patient_tells_nothing_of_the_others() -> None:
     assert found and all(finding.file == "t2" for finding in found)
 
 
+def test_a_contrast_without_anatomy_is_told_in_a_small_brain_too_though_chance_shares_some_of_it() -> None:
+    study = make_study()
+    small = np.zeros(SHAPE, bool)
+    small[12:28, 14:30, 10:26] = True
+    study = {name: np.where(small, volume, 0) for name, volume in study.items()}
+    assert "no common anatomy" not in {finding.check for finding in check_alignment(volumes_of(study))}
+    study["t2"] = np.where(small, 500 + np.random.default_rng(0).normal(0, 50, SHAPE), 0)
+    assert ("no common anatomy", "t2") in {(each.check, each.file) for each in check_alignment(volumes_of(study))}
+
+
 def test_a_raw_scan_without_a_skull_is_told() -> None:
     volume = make_study()["t1"]
     assert [finding.check for finding in check_raw("t1", volume, AFFINE)] == ["skull"]
@@ -111,6 +121,14 @@ def test_contrasts_that_were_swapped_do_not_look_like_their_names(reference: Ref
     found = reference.check(volumes_of(swapped), BRATS)
     assert {finding.file for finding in found} == {"t1", "t2"} and {finding.check for finding in found} == {"name"}
     assert any("looks like T2 rather than T1" in finding.found for finding in found)
+
+
+@pytest.mark.parametrize(("really", "name"), [("t2", "t1"), ("flair", "t2")])
+def test_a_wrong_name_is_told_beside_one_other_contrast(reference: Reference, really: str, name: str) -> None:
+    study = make_study(3, BRATS.names)
+    assert reference.check(volumes_of({n: study[n] for n in (name, "t1ce")}), BRATS) == []
+    found = reference.check(volumes_of({name: study[really], "t1ce": study["t1ce"]}), BRATS)
+    assert ("name", name) in {(finding.check, finding.file) for finding in found}
 
 
 def test_t1_and_t1gd_that_were_swapped_are_told_by_what_enhances(reference: Reference) -> None:

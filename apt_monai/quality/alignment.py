@@ -21,7 +21,7 @@ def check_alignment(
     shifts: tuple[float, ...] = (5.0, 10.0),
     angles: tuple[float, ...] = (5.0, 10.0),
     bins: int = 16,
-    least: float = 0.1,
+    least: float = 0.03,
 ) -> list[Finding]:
     """The contrasts of a prepared study that are not registered to the others.
 
@@ -34,7 +34,7 @@ def check_alignment(
         shifts: in mm, along each axis and back.
         angles: in degrees, about each axis and back.
         bins: of each contrast's ranks.
-        least: what some other contrast should tell of each, in nats.
+        least: what some other contrast should tell of each beyond chance, in nats.
     """
     small = volumes.ras().coarse(4.0)
     inner = ndimage.distance_transform_edt(np.pad(small.brain, 1), sampling=small.edges)[1:-1, 1:-1, 1:-1] > max(shifts)
@@ -53,10 +53,12 @@ def check_alignment(
             best = max(best, (_information(fixed, moved[inner], bins) / max(start, 1e-9), what))
         for name in (one, other):
             better[name].append(best)
-    alone = [name for name, most in told.items() if most < least]
+    # by chance k ranks share (k - 1)² / 2n nats in n voxels, were those independent; neighbours are not quite
+    chance = 0.75 * (bins - 1) ** 2 / np.count_nonzero(inner)
+    alone = [name for name, most in told.items() if most - chance < least]
     found = [
         Finding("warning", "no common anatomy", name, f"it tells nearly nothing of the others ({told[name]:.2f} "
-                f"nats, at least {least:g} usually)", "see whether it is of the same patient and registered")
+                f"nats, at least {least + chance:.2f} usually)", "see whether it is of the same patient and registered")
         for name in (alone if len(ranks) > 2 else alone[:1])
     ]  # fmt: skip
     counts = {name: sum(ratio > gain for ratio, _ in each) for name, each in better.items()}

@@ -1,8 +1,9 @@
 """Whether a contrast looks like its name, and a study like those that the model was trained on.
 
-What a contrast looks like is told by a few numbers: of each contrast its histogram, and how bright it is at which depth
-below the brain's surface; of each two, which ranks of one go with which ranks of the other. A :class:`Reference` holds
-their means and covariance in a training set, as a linear discriminant analysis does, and is kept with the model.
+What a contrast looks like is told by some numbers: of each contrast its histogram, how bright it is at which depth
+below the brain's surface, and at which distance from its darkest and brightest voxels; of each two, which ranks of one
+go with which ranks of the other. A :class:`Reference` holds their means and covariances in a training set, as a linear
+discriminant analysis does, and is kept with the model. Names are told by all numbers of two contrasts together.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import permutations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ QUANTILES = (1, 5, 10, 25, 75, 90, 95, 99)
 DEPTHS = (4.0, 8.0, 14.0, 22.0, 32.0)  # mm below the brain's surface, where one shell ends
 BINS = 8  # of ranks
 DARK = 0.3  # the rank below which CSF is, where it is dark
+ENDS = ((0.0, 0.12), (0.0, 0.3), (0.75, 1.0), (0.9, 1.0))  # ranks of the darkest and the brightest voxels
+NEAR = (0.1, 3.5, 5.0, 7.0, 10.0, 15.0)  # mm from those, where one shell ends; the first holds them alone
 FEWEST = 500  # voxels, below which nothing is measured
 FEWEST_STUDIES = 8  # to learn from
 
@@ -49,7 +52,7 @@ def measure(volumes: Volumes) -> Features:
         >>> block = np.random.default_rng(0).uniform(100, 200, (20, 20, 20))
         >>> found = measure(Volumes({"t1": block, "t2": block**2}, block > 0, np.diag([4.0, 4.0, 4.0, 1.0])))
         >>> sorted(found), found["t1",].shape, found["t1", "t2"].shape
-        ([('t1',), ('t1', 't2'), ('t2',), ('t2', 't1')], (20,), (9,))
+        ([('t1',), ('t1', 't2'), ('t2',), ('t2', 't1')], (72,), (9,))
     """
     small = volumes.ras().coarse()
     brain = small.brain
@@ -66,12 +69,33 @@ def measure(volumes: Volumes) -> Features:
         quantiles = np.arcsinh((np.percentile(each, QUANTILES) - median) / spread)
         bright = ranks[name] > DARK  # of a contrast in which CSF is dark, grey and white matter
         profiles = [_means(ranks[name][part], shells[part], len(DEPTHS) + 1) for part in (ranks[name] > 0, bright)]
-        found[name,] = np.concatenate([quantiles, *profiles])
+        found[name,] = np.concatenate([quantiles, *profiles, *_surroundings(ranks[name], depth, small)])
         for other in ranks:
             if other != name:
                 bins = np.minimum((ranks[name] * BINS).astype(int), BINS - 1)
                 correlation = np.corrcoef(ranks[name], ranks[other])[0, 1]
                 found[name, other] = np.concatenate([[correlation], _means(ranks[other], bins, BINS)])
+    return found
+
+
+def _surroundings(ranks: np.ndarray, depth: np.ndarray, volumes: Volumes) -> list[np.ndarray]:
+    """How bright and how deep are the voxels at which distance from the darkest and the brightest.
+
+    Cortex lies between CSF and white matter: away from dark CSF T1 becomes brighter and brighter, FLAIR does not.
+
+    Args:
+        ranks: of one contrast, from 0 to 1, (voxels,).
+        depth: of the same voxels, in mm.
+        volumes: the grid and the brain that they are of.
+    """
+    found = []
+    for low, high in ENDS:
+        others = np.ones(volumes.brain.shape, bool)
+        others[volumes.brain] = (ranks < low) | (ranks > high)
+        near = ndimage.distance_transform_edt(others, sampling=volumes.edges)[volumes.brain]
+        shells = np.digitize(near, NEAR)
+        count = len(NEAR) + 1
+        found += [_means(ranks, shells, count)[1:], _means(depth / DEPTHS[-1], shells, count)]
     return found
 
 
@@ -87,7 +111,8 @@ class Reference:
 
     Args:
         means: by ``(contrast,)`` and ``(contrast, other)``, the mean of the numbers of :func:`measure`.
-        precisions: by 1 and 2 (contrasts), the inverse of the covariance that all means of that kind share.
+        precisions: inverses of covariances that all contrasts share: of the numbers of ``"one"`` contrast, of those
+            that a ``"pair"`` alone has, and of those of a pair and of each of it, ``"joint"``.
         margin: for 1, 2, … C contrasts, how much farther than under other names they must be for a finding.
         unlike: for 1, 2, … C contrasts, the distance from which on a study is unlike the training set.
         subjects: how many studies they were learned from.
@@ -96,34 +121,60 @@ class Reference:
     """
 
     means: Mapping[tuple[str, ...], np.ndarray]
-    precisions: Mapping[int, np.ndarray]
+    precisions: Mapping[str, np.ndarray]
     margin: tuple[float, ...]
     unlike: tuple[float, ...]
     subjects: int
     swapped: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
-    def distance(self, names: tuple[str, ...], features: np.ndarray) -> float:
-        """How far some numbers are from what is usual under these names: 1 is as training studies are on average."""
-        away = features - self.means[names]
-        return float(away @ self.precisions[len(names)] @ away) / len(away)
+    def distance(self, kind: str, names: tuple[str, ...], features: np.ndarray) -> float:
+        """How far some numbers are from what is usual under these names: 1 is as training studies are on average.
 
-    def unlikeness(self, features: Features, names: Mapping[str, str] | None = None) -> float:
-        """The mean distance of a study's contrasts and pairs of contrasts, were its contrasts to have these names."""
-        called = {key: tuple((names or {}).get(name, name) for name in key) for key in features}
-        singles = [self.distance(called[key], each) for key, each in features.items() if len(key) == 1]
-        pairs = [self.distance(called[key], each) for key, each in features.items() if len(key) == 2]
-        return float(np.mean([np.mean(kind) for kind in (singles, pairs) if kind]))
+        Args:
+            kind: ``"one"``, ``"pair"`` or ``"joint"``.
+            names: one or two.
+            features: as :func:`gather` gives them.
+        """
+        away = features - gather(self.means, kind, names)
+        return float(away @ self.precisions[kind] @ away) / len(away)
 
-    def suspect(self, features: Features) -> tuple[dict[str, str], float]:
-        """The names that fit best, and by how much better than the study's own they fit (0: its own fit best)."""
-        own = tuple(dict.fromkeys(key[0] for key in features))
-        known = [key[0] for key in self.means if len(key) == 1]
-        scores = {
-            chosen: self.unlikeness(features, dict(zip(own, chosen, strict=True)))
-            for chosen in permutations(known, len(own))
+    def unlikeness(self, features: Features) -> float:
+        """The mean distance of a study's contrasts and pairs of contrasts from what is usual under their names."""
+        ones = [self.distance("one", key, each) for key, each in features.items() if len(key) == 1]
+        pairs = [self.distance("pair", key, each) for key, each in features.items() if len(key) == 2]
+        return float(np.mean([np.mean(each) for each in (ones, pairs) if each]))
+
+    def suspect(self, features: Features, contrasts: ContrastSet) -> tuple[dict[str, str], float]:
+        """The names that fit best, and by how much better than the study's own they fit.
+
+        A contrast with and without an agent look alike (:mod:`apt_monai.quality.enhancement` tells them apart): names
+        that differ in nothing else are not other names.
+
+        Args:
+            features: what :func:`measure` gave.
+            contrasts: the contrast set.
+
+        Returns:
+            By the study's names the others that fit best, and how much nearer those are: below 0, the study's own fit.
+        """
+        looks = {name: name for name in contrasts.names} | {with_: without for without, with_ in contrasts.agent_pairs}
+        own = tuple(key[0] for key in features if len(key) == 1)
+        size = min(2, len(own))
+        kind, parts = ("one", "joint")[size - 1], list(combinations(own, size))
+        table = {
+            (part, names): self.distance(kind, names, gather(features, kind, part))
+            for part in parts
+            for names in permutations(contrasts.names, size)
         }
-        best = min(scores, key=lambda chosen: scores[chosen])
-        return dict(zip(own, best, strict=True)), scores[own] - scores[best]
+        right, other, best = np.inf, np.inf, own
+        for chosen in permutations(contrasts.names, len(own)):
+            called = dict(zip(own, chosen, strict=True))
+            score = float(np.mean([table[part, tuple(called[name] for name in part)] for part in parts]))
+            if all(looks[name] == looks[called[name]] for name in own):
+                right = min(right, score)
+            elif score < other:
+                other, best = score, chosen
+        return {n: m if looks[n] != looks[m] else n for n, m in zip(own, best, strict=True)}, right - other
 
     def check(self, volumes: Volumes, contrasts: ContrastSet) -> list[Finding]:
         """The findings about what a study's contrasts look like."""
@@ -131,7 +182,7 @@ class Reference:
         if not features:
             return []
         labels = dict(zip(contrasts.names, contrasts.labels, strict=True))
-        names, better = self.suspect(features)
+        names, better = self.suspect(features, contrasts)
         wrong = {name: other for name, other in names.items() if name != other}
         found = []
         margin, unlike = self.margin[len(names) - 1], self.unlike[len(names) - 1]
@@ -160,7 +211,7 @@ class Reference:
             "unlike": list(self.unlike),
             "swapped": {"/".join(key): each for key, each in self.swapped.items()},
             "means": {"/".join(key): _rounded(each) for key, each in self.means.items()},
-            "precisions": {str(kind): _rounded(each) for kind, each in self.precisions.items()},
+            "precisions": {kind: _rounded(each[np.tril_indices(len(each))]) for kind, each in self.precisions.items()},
         }
         write_text(Path(path), json.dumps(content, allow_nan=False) + "\n")
 
@@ -174,13 +225,15 @@ class Reference:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             means = {tuple(key.split("/")): np.array(each, float) for key, each in content["means"].items()}
-            precisions = {int(kind): np.array(each, float) for kind, each in content["precisions"].items()}
+            precisions = {kind: _symmetric(each) for kind, each in content["precisions"].items()}
             margin, unlike = (tuple(float(each) for each in content[key]) for key in ("margin", "unlike"))
             pairs = [(*key.split("/"), float(each)) for key, each in content.get("swapped", {}).items()]
             swapped = {(without, enhanced): each for without, enhanced, each in pairs}
             found = cls(means, precisions, margin, unlike, int(content["subjects"]), swapped)
-            wanted = {(name,) for name in contrasts.names} | set(permutations(contrasts.names, 2))
-            if set(means) != wanted or any(each.shape != (len(precisions[len(key)]),) for key, each in means.items()):
+            keys = _keys(contrasts.names)
+            if set(means) != {*keys["one"], *keys["pair"]} or any(
+                gather(means, kind, key).shape != precisions[kind].shape[:1] for kind in keys for key in keys[kind]
+            ):
                 raise ValueError("of other contrasts")
             if not len(margin) == len(unlike) == len(contrasts):
                 raise ValueError("margin and unlike need a number for each number of contrasts")
@@ -192,53 +245,96 @@ class Reference:
         return found
 
 
+def gather(features: Mapping[tuple[str, ...], np.ndarray], kind: str, names: tuple[str, ...]) -> np.ndarray:
+    """The numbers of one contrast, of a pair alone, or of a pair and of each of it.
+
+    Args:
+        features: by ``(contrast,)`` and ``(contrast, other)``.
+        kind: ``"one"``, ``"pair"`` or ``"joint"``.
+        names: one or two.
+
+    Example::
+
+        >>> numbers = {("a",): np.ones(1), ("b",): np.full(1, 2.0), ("a", "b"): np.ones(2), ("b", "a"): np.zeros(2)}
+        >>> gather(numbers, "pair", ("b", "a")).tolist(), gather(numbers, "joint", ("b", "a")).tolist()
+        ([0.0, 0.0], [2.0, 1.0, 0.0, 0.0, 1.0, 1.0])
+    """
+    if kind != "joint":
+        return features[names]
+    one, other = names
+    return np.concatenate([features[key] for key in ((one,), (other,), (one, other), (other, one))])
+
+
+def _keys(names: Sequence[str]) -> dict[str, list[tuple[str, ...]]]:
+    """By kind of numbers, of which contrasts there are some."""
+    ones: list[tuple[str, ...]] = [(name,) for name in names]
+    pairs: list[tuple[str, ...]] = list(permutations(names, 2))
+    return {"one": ones, "pair": pairs, "joint": pairs}
+
+
+def _symmetric(lower: Sequence[float]) -> np.ndarray:
+    """A matrix from its lower triangle, row by row."""
+    size = round((np.sqrt(8 * len(lower) + 1) - 1) / 2)
+    found = np.zeros((size, size))
+    found[np.tril_indices(size)] = lower
+    return np.tril(found) + np.tril(found, -1).T
+
+
 def _rounded(values: np.ndarray) -> Any:
     return np.vectorize(lambda value: float(f"{value:.5g}"))(values).tolist()
 
 
-def learn(studies: Iterable[Features], contrasts: ContrastSet, margin: float = 0.15, slack: float = 1.5) -> Reference:
+def learn(
+    studies: Iterable[Features],
+    contrasts: ContrastSet,
+    margin: float = 0.03,
+    slack: float = 1.5,
+    quiet: float = 0.98,
+    folds: int = 5,
+) -> Reference:
     """The reference of a training set.
 
-    Its limits are what the studies of one half need, whatever contrasts they have, when the other half is known.
+    Its limits are what most studies of each fold need, whatever contrasts they have, when the others are known.
 
     Args:
         studies: what :func:`measure` gave of each; those with every contrast count.
         contrasts: the contrast set.
         margin: the least margin.
-        slack: how many times the largest of a held-out study each limit is.
+        slack: how many times farther than most of the held-out studies one must be to be unlike them.
+        quiet: the part of the held-out studies that is within the margin, and that "most" means.
+        folds: how many parts are held out, one after the other.
 
     Raises:
         ValueError: there are too few studies.
     """
-    keys = [(name,) for name in contrasts.names] + list(permutations(contrasts.names, 2))
-    whole = [features for features in studies if set(keys) <= set(features)]
+    keys = _keys(contrasts.names)
+    whole = [features for features in studies if {*keys["one"], *keys["pair"]} <= set(features)]
     if len(whole) < FEWEST_STUDIES:
         raise ValueError(
             f"{len(whole)} studies with every contrast and a whole brain: at least {FEWEST_STUDIES} are needed"
         )
-    margins, distances = [0.0] * len(contrasts), [0.0] * len(contrasts)
-    for half in (0, 1):
-        fitted = _fit(whole[half::2], keys)
-        for features in whole[1 - half :: 2]:
+    better: list[list[float]] = [[] for _ in contrasts.names]
+    distances: list[list[float]] = [[] for _ in contrasts.names]
+    for fold in range(folds):
+        fitted = _fit([each for i, each in enumerate(whole) if i % folds != fold], keys)
+        for features in whole[fold::folds]:
             for chosen in [contrasts.names, *contrasts.subsets()]:
                 part = {key: each for key, each in features.items() if set(key) <= set(chosen)}
-                n = len(chosen) - 1
-                margins[n] = max(margins[n], fitted.suspect(part)[1])
-                distances[n] = max(distances[n], fitted.unlikeness(part))
+                better[len(chosen) - 1].append(fitted.suspect(part, contrasts)[1])
+                distances[len(chosen) - 1].append(fitted.unlikeness(part))
     final = _fit(whole, keys)
-    limits = [
-        tuple(round(max(least, slack * each), 3) for each in values)
-        for values, least in ((margins, margin), (distances, 0))
-    ]
-    return Reference(final.means, final.precisions, limits[0], limits[1], len(whole))
+    margins = tuple(max(margin, round(float(np.quantile(each, quiet)), 3)) for each in better)
+    unlike = tuple(round(slack * float(np.quantile(each, quiet)), 3) for each in distances)
+    return Reference(final.means, final.precisions, margins, unlike, len(whole))
 
 
-def _fit(studies: Sequence[Features], keys: Sequence[tuple[str, ...]], shrinkage: float = 0.2) -> Reference:
-    means = {key: np.mean([features[key] for features in studies], axis=0) for key in keys}
+def _fit(studies: Sequence[Features], keys: Mapping[str, list[tuple[str, ...]]], prior: float = 10.0) -> Reference:
+    """Means and precisions; numbers are taken for uncorrelated as if so many studies had shown it."""
+    shrinkage = min(1.0, prior / len(studies))
+    means = {key: np.mean([each[key] for each in studies], axis=0) for key in [*keys["one"], *keys["pair"]]}
     precisions = {}
-    for kind in (1, 2):
-        own = [key for key in keys if len(key) == kind]
-        away = np.concatenate([[features[key] - means[key] for features in studies] for key in own])
+    for kind, own in keys.items():
+        away = np.concatenate([[gather(f, kind, key) - gather(means, kind, key) for f in studies] for key in own])
         covariance = away.T @ away / len(away)
         scale = np.diag(np.maximum(np.diag(covariance), 1e-6))  # numbers of one unit: shrunk towards their variances
         precisions[kind] = np.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale)

@@ -76,24 +76,29 @@ def _brighter(values: np.ndarray, other: np.ndarray, bins: int = 24, far: float 
     return float(np.log((np.count_nonzero(away > limit) + few) / (np.count_nonzero(away < -limit) + few)))
 
 
-def learn_enhancement(studies: Iterable[Enhancements], least: float = 0.3, slack: float = 1.5) -> Enhancements:
+def learn_enhancement(
+    studies: Iterable[Enhancements], least: float = 0.3, slack: float = 1.5, quiet: float = 0.98
+) -> Enhancements:
     """From how far below 0 on two contrasts may be swapped.
+
+    Of many studies a few may be farther: one odd head among a hundred would otherwise hide swapped contrasts.
 
     Args:
         studies: what :func:`measure_enhancement` gave of each training study.
         least: the least limit.
-        slack: how many times the farthest of a training study the limit is.
+        slack: how many times what most training studies need the limit is.
+        quiet: the part of the training studies that "most" means.
 
     Example::
 
         >>> learn_enhancement([{("t1", "t1ce"): 4.0}, {("t1", "t1ce"): -0.4}])
-        {('t1', 't1ce'): 0.6}
+        {('t1', 't1ce'): 0.468}
     """
-    limits: Enhancements = {}
+    below: dict[tuple[str, str], list[float]] = {}
     for study in studies:
         for pair, value in study.items():
-            limits[pair] = max(limits.get(pair, least), round(-slack * value, 3))
-    return limits
+            below.setdefault(pair, []).append(-value)
+    return {pair: max(least, round(slack * float(np.quantile(each, quiet)), 3)) for pair, each in below.items()}
 
 
 def check_enhancement(

@@ -24,7 +24,7 @@ REFERENCE = "quality.json"
 
 
 def learn_reference(
-    studies: Sequence[Mapping[str, str]], contrasts: ContrastSet, most: int = 100, coarsest: float = 7.0
+    studies: Sequence[Mapping[str, str]], contrasts: ContrastSet, most: int = 200, coarsest: float = 7.0
 ) -> Reference:
     """What the contrasts of prepared studies look like.
 
