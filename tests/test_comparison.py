@@ -109,6 +109,7 @@ def test_a_table_says_cost_and_paper_and_leaves_out_what_no_row_has() -> None:
     text = markdown("1", TABLES["1"], [entry], ADNI.names, "2.5 TFLOP of training each")
     assert "| APT | acquired | acquired | 21.00 ± 1.41 / 0.500 ± 0.000 |" in text
     assert "| 1.50 | 30 × 16 | 2.5 | 61 | 0.1 |" in text
+    assert "nan" not in text and "| 21.00 / 0.500 |" in text, "two subjects have no interval and no p"
     assert "on patients, another data set" in text and "| APT | 20.82 / 0.804 |" in text
     assert "coverage" not in text.lower().split("means over all targets")[0] and "1 of" not in text
 

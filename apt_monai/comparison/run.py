@@ -227,10 +227,10 @@ def markdown(
         scores, cost = entry["scores"], entry["cost"]
         cells = [_pair(scores, target, spread=True) for target in targets]
         psnr, ssim = (scores[s].get("mean") for s in ("psnr_slice", "ssim_slice"))
-        between = f"{psnr['low']:.2f} to {psnr['high']:.2f} / {ssim['low']:.3f} to {ssim['high']:.3f}"
-        cells.append(f"{_pair(scores, 'mean')} ({between})")
+        between = f" ({psnr['low']:.2f} to {psnr['high']:.2f} / {ssim['low']:.3f} to {ssim['high']:.3f})"
+        cells.append(_pair(scores, "mean") + ("" if math.isnan(psnr["low"]) else between))  # few subjects have none
         cells.append(f"{scores['haarpsi']['mean']['mean']:.3f}" if "haarpsi" in scores else "–")
-        cells.append(" / ".join(f"{entry['p'].get(score, math.nan):.2g}" for score in TESTED))
+        cells.append(" / ".join(_number(entry["p"].get(score, math.nan), ".2g") for score in TESTED))
         cells.append(f"{cost['parameters'] / 1e6:.2f}" if cost else "–")
         cells.append(f"{cost['iterations']} × {cost['batch_size']}" if cost else "–")
         cells += [f"{cost['tflop']:g}", f"{cost['seconds']:.0f}"] if cost else ["–", "–"]
@@ -268,8 +268,8 @@ def _beyond(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     for entry in entries:
         values = [entry["scores"][score]["mean"]["mean"] for score in shown]
         cells = [
-            "–" if math.isnan(v) else f"{v:.{2 if s.startswith('psnr') or s == 'structure' else 3}f}"
-            for s, v in zip(shown, values, strict=True)
+            _number(value, ".2f" if score.startswith("psnr") or score == "structure" else ".3f")
+            for score, value in zip(shown, values, strict=True)
         ]
         if lesions:
             found = entry["lesions"]
@@ -292,6 +292,10 @@ EXPLAINED = (
     "subjects ± standard deviation; the mean over targets with its bootstrap interval. p: paired Wilcoxon test over "
     "subjects against the best other row, Holm-corrected over the rows."
 )
+
+
+def _number(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else format(value, form)
 
 
 def _pair(scores: Mapping[str, Any], target: str, spread: bool = False) -> str:
