@@ -38,7 +38,8 @@ def check_alignment(
     """
     small = volumes.ras().coarse(4.0)
     inner = ndimage.distance_transform_edt(np.pad(small.brain, 1), sampling=small.edges)[1:-1, 1:-1, 1:-1] > max(shifts)
-    if np.count_nonzero(inner) < FEWEST or len(small.contrasts) < 2:
+    count = np.count_nonzero(inner)
+    if count < FEWEST or len(small.contrasts) < 2:
         return []
     ranks = {name: _ranks(volume, small.brain, bins) for name, volume in small.contrasts.items()}
     told = dict.fromkeys(ranks, 0.0)  # the most that another contrast tells of it
@@ -53,8 +54,9 @@ def check_alignment(
             best = max(best, (_information(fixed, moved[inner], bins) / max(start, 1e-9), what))
         for name in (one, other):
             better[name].append(best)
-    # by chance k ranks share (k - 1)² / 2n nats in n voxels, were those independent; neighbours are not quite
-    chance = 0.75 * (bins - 1) ** 2 / np.count_nonzero(inner)
+    # what two contrasts of k ranks share by chance in n voxels is (k - 1)² / 2n nats, and half as much again as
+    # neighbouring voxels are alike
+    chance = 1.5 * (bins - 1) ** 2 / (2 * count)
     alone = [name for name, most in told.items() if most - chance < least]
     found = [
         Finding("warning", "no common anatomy", name, f"it tells nearly nothing of the others ({told[name]:.2f} "

@@ -87,11 +87,11 @@ def write_report(
     Example::
 
         >>> import nibabel as nib, numpy as np
+        >>> from apt_monai.data.writers import synthetic_path
         >>> from apt_monai.files import write_text
         >>> from apt_monai.io.sidecar import sidecar_path
         >>> image = nib.Nifti1Image(np.ones((6, 7, 8), np.float32), np.eye(4))
         >>> nib.save(image, "a_t1.nii.gz")
-        >>> from apt_monai.data.writers import synthetic_path
         >>> synthetic = synthetic_path("out", "a", "t2")
         >>> write_text(sidecar_path(synthetic), '{"sources": {"t1": {}}, "intensity_scale": {"contrast": "t1"}}')
         >>> nib.save(image, synthetic)
