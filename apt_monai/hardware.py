@@ -16,6 +16,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 PRECISIONS = ("float32", "bfloat16")
+NORMS = (torch.nn.GroupNorm, torch.nn.modules.batchnorm._NormBase)  # the second: batch and instance norm
 
 
 def choose_device(device: str | torch.device | None = None) -> torch.device:
@@ -79,9 +80,20 @@ def autocast(device: str | torch.device, precision: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
-def memory_format(device: str | torch.device) -> torch.memory_format:
-    """Channels last on GPUs; on CPUs contiguous, as group norm is slow there otherwise."""
-    return torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
+def memory_format(device: str | torch.device, network: torch.nn.Module) -> torch.memory_format:
+    """Channels last, in which convolutions are faster, on GPUs, and on CPUs for a network that does not normalise.
+
+    Measured on one thread of a CPU with native bfloat16, forward and backward: SegResNet without a norm takes half the
+    time with channels last, with group norm half as long again.
+
+    Example::
+
+        >>> memory_format("cpu", torch.nn.Conv2d(1, 1, 3)), memory_format("cpu", torch.nn.GroupNorm(1, 1))
+        (torch.channels_last, torch.contiguous_format)
+    """
+    kind = torch.device(device).type
+    normalises = any(isinstance(module, NORMS) for module in network.modules())
+    return torch.channels_last if kind == "cuda" or (kind == "cpu" and not normalises) else torch.contiguous_format
 
 
 def device_name(device: str | torch.device) -> str:

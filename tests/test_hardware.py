@@ -6,6 +6,7 @@ import platform
 
 import pytest
 import torch
+from monai.networks.nets import SegResNet
 
 from apt_monai import hardware
 from apt_monai.hardware import choose_precision, memory_format, native_precision
@@ -57,6 +58,11 @@ def test_a_precision_by_hand_stands_and_another_is_refused(monkeypatch: pytest.M
         choose_precision("cpu", "half")
 
 
-def test_channels_come_last_on_gpus_alone() -> None:
-    assert memory_format("cuda") == torch.channels_last
-    assert memory_format("cpu") == torch.contiguous_format
+@pytest.mark.parametrize("norm", ["GROUP", "BATCH", "INSTANCE"])
+def test_channels_come_last_but_for_a_network_that_normalises_on_a_cpu(norm: str) -> None:
+    settings = {"GROUP": ("GROUP", {"num_groups": 2})}
+    with_norm = SegResNet(spatial_dims=2, init_filters=4, norm=settings.get(norm, norm))
+    without = SegResNet(spatial_dims=2, init_filters=4, norm="")
+    assert memory_format("cpu", with_norm) == torch.contiguous_format
+    assert memory_format("cpu", without) == torch.channels_last
+    assert memory_format("cuda", with_norm) == torch.channels_last

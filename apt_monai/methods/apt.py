@@ -90,7 +90,7 @@ class APT(SampledMethod):
             scheduler = noise_scheduler(**settings["scheduler"])
         except (KeyError, TypeError) as error:
             raise ModelError(f"{folder / 'model.json'}: settings of no {cls.name} model ({error!r})") from error
-        network = load_weights(network, folder / "model.pt").to(device).to(memory_format=memory_format(device))
+        network = load_weights(network, folder / "model.pt").to(device).to(memory_format=memory_format(device, network))
         return cls(
             cls.build_denoiser(network, settings, precision),
             load_weights(fusion, folder / "fusion.pt").to(device),

@@ -91,7 +91,7 @@ class ComparedMethod(SampledMethod):
             scheduler = noise_scheduler(**settings["scheduler"])
         except (KeyError, TypeError) as error:
             raise ModelError(f"{folder / 'model.json'}: settings of no {cls.name} model ({error!r})") from error
-        load_weights(network, folder / "model.pt").to(device).to(memory_format=memory_format(device))
+        load_weights(network, folder / "model.pt").to(device).to(memory_format=memory_format(device, network))
         weights = {
             "trained_on": settings["trained_on"],
             "settings_sha256": json_sha256([settings[key] for key in ("network", "scheduler", "multiple")]),
