@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,14 +20,55 @@ logger = logging.getLogger(__name__)
 
 ENOUGH = 20  # subjects, below which the widths are rough
 VOXELS = 20_000  # of each subject, for each contrast and number of sources
+FOR_EACH_LEFT_OUT = 1_000  # of those, where a factor is found anew for each subject
 
 
-def calibrate(method: Method, studies: Sequence[CachedStudy], slices: int = 8) -> Calibration:
-    """Measure a method on calibration subjects.
+@dataclass(frozen=True)
+class Errors:
+    """What calibration subjects show of a method.
 
-    What its half widths must be multiplied by so that 90 % of the brain's voxels are within, for each contrast and
-    number of acquired contrasts; each subject weighs the same, and so does each subset of sources. And how spread each
-    contrast's volumes are.
+    Args:
+        ratios: by target and number of sources, for each subject a sample of its voxels' absolute errors over the half
+            widths of the method without a calibration; equally many of each subject and subset of sources.
+        deviation: by contrast, the robust standard deviation of the brain's intensities over their median.
+
+    Example::
+
+        >>> errors = Errors({("t1", 1): [np.array([0.1, 0.9]), np.array([0.5, 1.5])]}, {"t1": 0.2})
+        >>> round(errors.half_width("t1", 1), 2), errors.covered("t1", 1, 1.0).tolist()
+        (1.32, [1.0, 0.5])
+    """
+
+    ratios: Mapping[tuple[str, int], Sequence[np.ndarray]]
+    deviation: Mapping[str, float]
+
+    def half_width(self, target: str, sources: int) -> float:
+        """What half widths are multiplied by so that 90 % of the voxels are within."""
+        return float(np.quantile(np.concatenate(self.ratios[target, sources]), INTERVAL))
+
+    def covered(self, target: str, sources: int, half_width: float) -> np.ndarray:
+        """The share of each subject's voxels that are within, if half widths are multiplied by this."""
+        return np.array([np.mean(each <= half_width) for each in self.ratios[target, sources]])
+
+    def covered_left_out(self, target: str, sources: int) -> np.ndarray:
+        """The same for each subject with the factor that all the others give: as on a subject to come."""
+        ratios = [each[:: max(1, len(each) // FOR_EACH_LEFT_OUT)] for each in self.ratios[target, sources]]
+        if len(ratios) < 2:
+            return np.array([np.nan])
+        others = [np.concatenate(ratios[:i] + ratios[i + 1 :]) for i in range(len(ratios))]
+        return np.array([np.mean(own <= np.quantile(rest, INTERVAL)) for own, rest in zip(ratios, others, strict=True)])
+
+    def calibration(self) -> Calibration:
+        """The factors of all targets and numbers of sources."""
+        numbers = sorted({sources for _, sources in self.ratios})
+        widths = {name: tuple(self.half_width(name, n) for n in numbers) for name in self.deviation}
+        return Calibration(widths, self.deviation, len(next(iter(self.ratios.values()))))
+
+
+def find_errors(method: Method, studies: Sequence[CachedStudy], slices: int = 8) -> Errors:
+    """Synthesise calibration subjects' slices from each subset of their contrasts, and compare.
+
+    Each subject weighs the same, and so does each subset of sources.
 
     Args:
         method: the method, without a calibration.
@@ -45,7 +87,7 @@ def calibrate(method: Method, studies: Sequence[CachedStudy], slices: int = 8) -
             len(studies),
             ENOUGH,
         )
-    ratios: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)  # of each subject, equally many
+    ratios: dict[tuple[str, int], list[np.ndarray]] = defaultdict(list)
     spreads: dict[str, list[float]] = defaultdict(list)
     for study in tqdm(studies, "calibration", unit="study", disable=not is_lead()):
         for (name, sources), found in _ratios(method, study, slices).items():
@@ -55,12 +97,13 @@ def calibrate(method: Method, studies: Sequence[CachedStudy], slices: int = 8) -
             median = (low + high) / 2
             if median > 0:
                 spreads[name].append((high - low) / 2 / deviations / median)
-    widths = {
-        name: tuple(float(np.quantile(np.concatenate(ratios[name, n]), INTERVAL)) for n in range(1, len(names)))
-        for name in names
-    }
     deviation = {name: float(np.median(spreads[name])) if spreads[name] else 1.0 for name in names}
-    return Calibration(widths, deviation, len(studies))
+    return Errors(ratios, deviation)
+
+
+def calibrate(method: Method, studies: Sequence[CachedStudy], slices: int = 8) -> Calibration:
+    """What a direct method keeps of :func:`find_errors`."""
+    return find_errors(method, studies, slices).calibration()
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def build_parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="name", required=True)
-    for add in (_phantom, _preprocess, _train, _evaluate, _restore, _codebook, _table, _figure, _demo):
+    for add in (_phantom, _preprocess, _train, _calibrate, _evaluate, _restore, _codebook, _table, _figure, _demo):
         add(commands)
     _synthesize(commands, contrast_names(argv))
     return parser
@@ -448,6 +448,29 @@ def _evaluate(commands: Any) -> None:
     )
     _model(evaluate)
     _method(evaluate)
+
+
+def _calibrate(commands: Any) -> None:
+    calibrate = _add(
+        commands,
+        "calibrate",
+        "measure a trained model's uncertainty anew, on studies of your own that have every contrast",
+        "calibrate data --dataset brats --out calibrated",
+        _series(),
+    )
+    calibrate.add_argument(
+        "data", metavar="DATA", help="the folder of studies, as synthesize takes them; of 20 patients or more"
+    )
+    calibrate.add_argument(
+        "--dataset", metavar=DATASET, help=f"whose contrasts (default: the model's; without --model {DATASETS[0]})"
+    )
+    calibrate.add_argument(
+        "--out", type=Path, default=Path("calibrated"), metavar="DIR", help="the folder of the calibrated model"
+    )
+    calibrate.add_argument(
+        "--work", type=Path, metavar="DIR", help="the slices; can be deleted (default: in your user folder)"
+    )
+    _model(calibrate)
 
 
 def _codebook(commands: Any) -> None:
