@@ -55,8 +55,8 @@ class Errors:
         ratios = [each[:: max(1, len(each) // FOR_EACH_LEFT_OUT)] for each in self.ratios[target, sources]]
         if len(ratios) < 2:
             return np.array([np.nan])
-        others = [np.concatenate(ratios[:i] + ratios[i + 1 :]) for i in range(len(ratios))]
-        return np.array([np.mean(own <= np.quantile(rest, INTERVAL)) for own, rest in zip(ratios, others, strict=True)])
+        factors = [np.quantile(np.concatenate(ratios[:i] + ratios[i + 1 :]), INTERVAL) for i in range(len(ratios))]
+        return np.array([np.mean(own <= factor) for own, factor in zip(ratios, factors, strict=True)])
 
     def calibration(self) -> Calibration:
         """The factors of all targets and numbers of sources."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from apt_monai.cli.choices import bundle_of, contrasts_of
 from apt_monai.cli.parser import PROGRAM
 from apt_monai.contrasts import ContrastSet
 from apt_monai.data.readers import read_studies
-from apt_monai.data.splits import patient
+from apt_monai.data.splits import patient, read_split
 from apt_monai.errors import ModelError
 from apt_monai.places import find_model, work_folder
 
@@ -22,14 +21,12 @@ if TYPE_CHECKING:
     from apt_monai.calibrate import Errors
     from apt_monai.methods import Calibration
 
-CALIBRATION_NAME = "calibration.json"
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Copy a model with a calibration on DATA, and print what its intervals covered before and what they cover now."""
     contrasts = contrasts_of(arguments)
     bundle = bundle_of(contrasts)
-    folder = find_model(arguments.model, bundle, method="direct" if arguments.model is None else None)
+    folder = find_model(arguments.model, bundle, method="direct")
     if arguments.out.exists():
         raise FileExistsError(f"{arguments.out}: is there already; name another folder for the calibrated model")
     studies = read_studies(arguments.data, contrasts, require_all=True, series=arguments.series)
@@ -38,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     from apt_monai.data.slice_cache import SliceCache
     from apt_monai.files import complete_folder
     from apt_monai.methods import Direct
+    from apt_monai.methods.calibration import CALIBRATION_NAME
     from apt_monai.models import PHANTOM, load
 
     method = load(folder)
@@ -67,7 +65,7 @@ def refuse_training_subjects(folder: Path, subjects: Sequence[str]) -> None:
         ModelError: a patient is one that the model in the folder was trained on.
     """
     path = folder / "split.json"
-    trained_on = json.loads(path.read_text(encoding="utf-8"))["train"] if path.is_file() else []
+    trained_on = read_split(path)["train"] if path.is_file() else []
     seen = sorted({patient(name) for name in trained_on} & {patient(name) for name in subjects})
     if seen:
         raise ModelError(

@@ -107,25 +107,11 @@ def save_split(path: str | Path, split: dict[str, list[str]], **settings: float 
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def load_split(path: str | Path, subjects: Iterable[str]) -> dict[str, list[str]]:
-    """Load a split and check it against the dataset.
-
-    Args:
-        path: a file that :func:`save_split` wrote.
-        subjects: the names of the dataset's studies.
-
-    Returns:
-        The split, as :func:`split_subjects` returns it.
+def read_split(path: str | Path) -> dict[str, list[str]]:
+    """The split that :func:`save_split` wrote, whatever the dataset at hand.
 
     Raises:
-        ValueError: the file is missing or not a split, a study is in two parts, or the split and the dataset do not
-            have the same studies.
-
-    Example::
-
-        >>> save_split("split.json", split_subjects(["a", "b", "c"]), seed=0)
-        >>> load_split("split.json", ["c", "b", "a"]) == split_subjects(["a", "b", "c"])
-        True
+        ValueError: the file is missing or not a split, or a study is in two parts.
     """
     path = Path(path)
     if not path.is_file():
@@ -141,10 +127,33 @@ def load_split(path: str | Path, subjects: Iterable[str]) -> dict[str, list[str]
     listed = [name for names in split.values() for name in names]
     if len(listed) != len(set(listed)):
         raise ValueError(f"{path}: a subject is listed twice; delete the file to make the split anew")
-    known = set(subjects)
+    return split
+
+
+def load_split(path: str | Path, subjects: Iterable[str]) -> dict[str, list[str]]:
+    """Load a split and check it against the dataset.
+
+    Args:
+        path: a file that :func:`save_split` wrote.
+        subjects: the names of the dataset's studies.
+
+    Returns:
+        The split, as :func:`split_subjects` returns it.
+
+    Raises:
+        ValueError: as :func:`read_split` does, or the split and the dataset do not have the same studies.
+
+    Example::
+
+        >>> save_split("split.json", split_subjects(["a", "b", "c"]), seed=0)
+        >>> load_split("split.json", ["c", "b", "a"]) == split_subjects(["a", "b", "c"])
+        True
+    """
+    split = read_split(path)
+    listed, known = {name for names in split.values() for name in names}, set(subjects)
     for names, problem in (
-        (sorted(set(listed) - known), "are in the split but not in the dataset"),
-        (sorted(known - set(listed)), "are in the dataset but not in the split"),
+        (sorted(listed - known), "are in the split but not in the dataset"),
+        (sorted(known - listed), "are in the dataset but not in the split"),
     ):
         if names:
             raise ValueError(

@@ -11,6 +11,9 @@ from apt_monai.contrasts import ContrastSet
 from apt_monai.errors import ModelError
 from apt_monai.files import write_text
 
+CALIBRATION_NAME = "calibration.json"
+"""The file of a model's folder that holds it."""
+
 
 @dataclass(frozen=True)
 class Calibration:

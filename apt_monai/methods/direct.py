@@ -13,7 +13,7 @@ from apt_monai.errors import ModelError
 from apt_monai.files import file_sha256, json_sha256
 from apt_monai.inferers import TwoStageInferer, noise_scheduler
 from apt_monai.methods.base import Batch
-from apt_monai.methods.calibration import Calibration
+from apt_monai.methods.calibration import CALIBRATION_NAME, Calibration
 from apt_monai.methods.sampled import SampledMethod
 from apt_monai.networks import Conditions, Denoiser, DirectDenoiser
 from apt_monai.transforms.preprocessing import StudyPreprocessing
@@ -46,7 +46,7 @@ class Direct(SampledMethod):
     """
 
     name = "direct"
-    files = ("model.pt", "calibration.json")
+    files = ("model.pt", CALIBRATION_NAME)
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Direct(SampledMethod):
             **{f"{Path(name).stem}_sha256": file_sha256(folder / name) for name in cls.files},
         }
         inferer = TwoStageInferer.from_settings(scheduler, settings["sampling"])
-        calibration = Calibration.load(folder / "calibration.json", preprocessing.contrasts)
+        calibration = Calibration.load(folder / CALIBRATION_NAME, preprocessing.contrasts)
         return cls(denoiser, inferer, preprocessing, calibration, seed, weights)
 
     def conditions(self, batch: Batch, acquired: torch.Tensor, available: torch.Tensor) -> Conditions:
